@@ -1,0 +1,24 @@
+"""Pose models: networks, the three representations of a pose, and the weights that come with them.
+
+    model = models.load("simcc-small").eval()
+    keypoints = model.decode(model.network(crops))  # (N, 17, 3)
+
+This floor knows tensors and nothing else: no web framework, no threads, no settings.
+"""
+
+from models.catalogue import UnknownModelError, card, default, load, names
+from models.network import REPRESENTATIONS, ArchitectureError
+from models.pose_model import Card, PoseModel, WeightsError
+
+__all__ = [
+    "REPRESENTATIONS",
+    "ArchitectureError",
+    "Card",
+    "PoseModel",
+    "UnknownModelError",
+    "WeightsError",
+    "card",
+    "default",
+    "load",
+    "names",
+]

@@ -1,0 +1,249 @@
+"""Heatmaps: one map for each joint, whose peak is where the joint is.
+
+Head, targets, loss and decoding of the heatmap representation. Decoding is one of
+
+* `argmax`: the peak's pixel;
+* `shift`: the peak moved a quarter of a pixel towards its higher neighbour on each axis
+  (Newell et al. 2016; SimpleBaselines and HRNet, `get_final_preds`);
+* `dark`: the peak of the Gaussian that best explains the blurred log-heatmap around the maximum
+  (Zhang et al., "Distribution-Aware Coordinate Representation for Human Pose Estimation",
+  CVPR 2020; `lib/core/inference.py` of DarkPose).
+
+Heatmap coordinates are input coordinates divided by the stride, without a half-pixel offset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import cv2
+import torch
+from torch import Tensor, nn
+
+Method = Literal["argmax", "shift", "dark"]
+
+#: The logarithm's floor in DarkPose. It is absolute, so it is the only thing that a common scale of
+#: the heatmap could change: see `_blurred_patches`.
+_LOG_FLOOR = 1e-10
+
+
+# --------------------------------------------------------------------------------------- targets
+
+
+def encode(
+    keypoints: Tensor,
+    labelled: Tensor,
+    heatmap_size: tuple[int, int],
+    stride: float = 4.0,
+    sigma: float = 2.0,
+    unbiased: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Gaussian target maps of height 1.
+
+    Biased targets put the centre on the nearest pixel and cut the Gaussian off at 3 sigma
+    (HRNet, `generate_target`); unbiased ones keep the centre where it is (DARK, section 3.3).
+    A joint whose Gaussian lies wholly outside of the map gets weight 0.
+
+    Args:
+        keypoints: `(..., K, 2)` in input pixels.
+        labelled: `(..., K)`, above 0 where the joint is labelled.
+        heatmap_size: width and height of the maps.
+        stride: input pixels for each heatmap pixel.
+        sigma: the Gaussian's spread in heatmap pixels.
+        unbiased: whether the centre is kept sub-pixel.
+
+    Returns:
+        Maps `(..., K, height, width)` and weights `(..., K)`, 0 or 1.
+    """
+    width, height = heatmap_size
+    centres = keypoints / stride
+    pixels = (centres + 0.5).trunc()
+    reach = 3 * sigma
+    inside = (
+        (pixels - reach < pixels.new_tensor([width, height])) & (pixels + reach + 1 >= 0)
+    ).all(-1)
+    weights = ((labelled > 0) & inside).to(keypoints.dtype)
+    if not unbiased:
+        centres = pixels
+    dx = torch.arange(width, dtype=keypoints.dtype, device=keypoints.device) - centres[..., :1]
+    dy = torch.arange(height, dtype=keypoints.dtype, device=keypoints.device) - centres[..., 1:]
+    if unbiased:
+        across, down = torch.exp(-(dx**2) / (2 * sigma**2)), torch.exp(-(dy**2) / (2 * sigma**2))
+    else:
+        across = torch.exp(-(dx**2) / (2 * sigma**2)) * (dx.abs() <= reach)
+        down = torch.exp(-(dy**2) / (2 * sigma**2)) * (dy.abs() <= reach)
+    return down[..., :, None] * across[..., None, :] * weights[..., None, None], weights
+
+
+# ------------------------------------------------------------------------------------------ loss
+
+
+def loss(heatmaps: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Half the mean squared error over all pixels of all joints, as SimpleBaselines' JointsMSELoss.
+
+    Args:
+        heatmaps: predicted maps `(N, K, h, w)`.
+        targets: target maps `(N, K, h, w)`.
+        weights: `(N, K)`; 0 leaves a joint out of the numerator.
+    """
+    return 0.5 * ((heatmaps - targets) * weights[..., None, None]).square().mean()
+
+
+# ---------------------------------------------------------------------------------------- decode
+
+
+def decode(heatmaps: Tensor, method: Method = "dark", blur_kernel: int = 11) -> Tensor:
+    """The joints' positions and peak values, all at once.
+
+    Args:
+        heatmaps: `(..., K, h, w)`, any float type, any leading batch.
+        method: `argmax`, `shift` or `dark`.
+        blur_kernel: width of DARK's Gaussian in heatmap pixels, odd (11 for sigma 2, 17 for 3).
+
+    Returns:
+        `(..., K, 3)`: x and y in heatmap pixels, and the raw peak, which is not bounded to 1. A map
+        without a positive value yields x = y = 0.
+
+    Raises:
+        ValueError: the method is unknown or the kernel is even.
+    """
+    *batch, height, width = heatmaps.shape
+    maps = heatmaps.reshape(-1, height, width)
+    peaks, indices = maps.flatten(1).max(1)
+    indices = torch.where(peaks > 0, indices, 0)
+    x, y = indices % width, indices // width
+    if method == "argmax":
+        offsets = maps.new_zeros(len(maps), 2)
+    elif method == "shift":
+        offsets = _quarter_shift(maps, x, y)
+    elif method == "dark":
+        if blur_kernel % 2 == 0:
+            raise ValueError(f"blur_kernel must be odd, not {blur_kernel}")
+        offsets = _taylor_step(_blurred_patches(maps, x, y, blur_kernel), x, y, (width, height))
+    else:
+        raise ValueError(f"method must be 'argmax', 'shift' or 'dark', not {method!r}")
+    positions = torch.stack((x, y), -1) + offsets
+    return torch.cat((positions.to(peaks), peaks[:, None]), -1).reshape(*batch, 3)
+
+
+def _patches(maps: Tensor, x: Tensor, y: Tensor, radius: int) -> Tensor:
+    """Squares of `2 * radius + 1` around each `(x, y)`, zero beyond the map: `(M, s, s)`."""
+    height, width = maps.shape[1:]
+    reach = torch.arange(-radius, radius + 1, device=maps.device)
+    columns, rows = x[:, None] + reach, y[:, None] + reach
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & (
+        (columns >= 0) & (columns < width)
+    )[:, None, :]
+    flat = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+    values = maps.flatten(1).gather(1, flat.flatten(1)).view_as(flat)
+    return torch.where(inside, values, 0)
+
+
+def _quarter_shift(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """A quarter pixel towards the higher neighbour; nothing within one pixel of the border."""
+    height, width = maps.shape[1:]
+    patches = _patches(maps, x, y, 1)
+    slope = torch.stack(
+        (patches[:, 1, 2] - patches[:, 1, 0], patches[:, 2, 1] - patches[:, 0, 1]), -1
+    )
+    interior = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
+    return 0.25 * slope.sign() * interior[:, None]
+
+
+@lru_cache
+def _blur_matrix(kernel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The `(5, kernel + 4)` band matrix that blurs a line and keeps its middle five values."""
+    weights = torch.from_numpy(cv2.getGaussianKernel(kernel, 0)).flatten()
+    rows = [nn.functional.pad(weights, (shift, 4 - shift)) for shift in range(5)]
+    return torch.stack(rows).to(device, dtype)
+
+
+def _blurred_patches(maps: Tensor, x: Tensor, y: Tensor, kernel: int) -> Tensor:
+    """The 5x5 of the blurred, modulated heatmap around each peak (DARK, equation 11).
+
+    DarkPose blurs the whole map and scales it back to its old maximum; the Taylor step reads 13
+    pixels of it. Blurring is local, so blurring the `kernel + 4` square around the peak gives the
+    same 5x5. The scale back is a constant that the derivatives of the logarithm cancel; taking it
+    from the peak's own patch rather than from the whole map matters only below the log's floor.
+    """
+    # In float64: second differences of a logarithm lose digits, and the squares are small.
+    matrix = _blur_matrix(kernel, torch.float64, maps.device)
+    blurred = matrix @ _patches(maps, x, y, kernel // 2 + 2).double() @ matrix.T
+    peaks = maps.flatten(1).amax(1)
+    scale = peaks / blurred.flatten(1).amax(1).clamp_min(torch.finfo(maps.dtype).tiny)
+    return blurred * scale[:, None, None]
+
+
+def _taylor_step(patches: Tensor, x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
+    """The Newton step to the maximum of the log-heatmap: -H^-1 g (DARK, equations 7 to 9)."""
+    logarithm = patches.clamp_min(_LOG_FLOOR).log()
+
+    def at(dx: int, dy: int) -> Tensor:
+        return logarithm[:, 2 + dy, 2 + dx]
+
+    gx, gy = 0.5 * (at(1, 0) - at(-1, 0)), 0.5 * (at(0, 1) - at(0, -1))
+    hxx = 0.25 * (at(2, 0) - 2 * at(0, 0) + at(-2, 0))
+    hyy = 0.25 * (at(0, 2) - 2 * at(0, 0) + at(0, -2))
+    hxy = 0.25 * (at(1, 1) - at(1, -1) - at(-1, 1) + at(-1, -1))
+    determinant = hxx * hyy - hxy**2
+    width, height = size
+    usable = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2) & (determinant != 0)
+    safe = torch.where(usable, determinant, 1)
+    step = torch.stack(((hxy * gy - hyy * gx) / safe, (hxy * gx - hxx * gy) / safe), -1)
+    return torch.where(usable[:, None], step, 0)
+
+
+# ------------------------------------------------------------------------------ in a pose network
+
+
+class HeatmapHead(nn.Conv2d):
+    """A 1x1 convolution from features to one map for each joint: `(N, C, h, w) -> (N, K, h, w)`."""
+
+    def __init__(self, channels: int, joints: int) -> None:
+        super().__init__(channels, joints, 1)
+        # Maps are nearly everywhere zero: start there instead of learning it.
+        nn.init.normal_(self.weight, std=0.001)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """The heatmap representation of one pose network.
+
+    Args:
+        input_size: width and height of the network's input.
+        stride: input pixels for each heatmap pixel.
+        sigma: the targets' spread in heatmap pixels.
+        unbiased: whether the targets keep sub-pixel centres.
+        method: how a heatmap is decoded.
+        blur_kernel: DARK's blur in heatmap pixels.
+    """
+
+    input_size: tuple[int, int]
+    stride: int = 4
+    sigma: float = 2.0
+    unbiased: bool = True
+    method: Method = "dark"
+    blur_kernel: int = 11
+
+    @property
+    def feature_stride(self) -> int:
+        """The stride of the features that the head wants."""
+        return self.stride
+
+    def head(self, channels: int, joints: int) -> HeatmapHead:
+        """A fresh head for features of that many channels."""
+        return HeatmapHead(channels, joints)
+
+    def loss(self, raw: Tensor, keypoints: Tensor, labelled: Tensor) -> Tensor:
+        """The training loss of heatmaps `(N, K, h, w)` for keypoints in input pixels."""
+        size = (raw.shape[-1], raw.shape[-2])
+        targets, weights = encode(keypoints, labelled, size, self.stride, self.sigma, self.unbiased)
+        return loss(raw, targets, weights)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """`(N, K, 3)` in input pixels; the score is the peak, cut to [0, 1]."""
+        decoded = decode(raw, self.method, self.blur_kernel)
+        return torch.cat((decoded[..., :2] * self.stride, decoded[..., 2:].clamp(0, 1)), -1)

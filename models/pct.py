@@ -1,0 +1,427 @@
+"""PCT: a pose as a handful of discrete tokens.
+
+Tokenizer, classifier, both stages' losses and decoding of Geng et al., "Human Pose as Compositional
+Tokens" (CVPR 2023), as released at github.com/Gengzigang/PCT; module names are those of its
+checkpoints (without its image guidance, its `woimgguide` variant).
+
+Stage I learns to write a pose as M entries of a codebook of V vectors and to read it back. Stage II
+freezes that tokenizer and learns to predict the M entries from a picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: The knee of the smooth L1 loss, in pixels: in effect the loss is L1.
+_KNEE = 0.05
+#: The weight of the commitment term (the paper's beta).
+_COMMITMENT = 15.0
+
+
+# ------------------------------------------------------------------------------------ MLP-mixer
+
+
+class _FeedForward(nn.Module):
+    """Linear, GELU, linear; the released code's indices 0 and 3 have dropouts of 0 between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.ff = nn.ModuleDict({"0": nn.Linear(width, hidden), "3": nn.Linear(hidden, width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.ff["3"](functional.gelu(self.ff["0"](x))))
+
+
+class MixerLayer(nn.Module):
+    """One MLP-mixer layer: mixes the tokens, then the channels, and adds both to its input.
+
+    The second residual is taken from the input and the token branch, as in the released code.
+
+    Args:
+        width: channels of a token.
+        channel_hidden: hidden width of the channel mixer.
+        tokens: number of tokens.
+        token_hidden: hidden width of the token mixer.
+    """
+
+    def __init__(self, width: int, channel_hidden: int, tokens: int, token_hidden: int) -> None:
+        super().__init__()
+        self.layernorm1 = nn.LayerNorm(width)
+        self.MLP_token = _FeedForward(tokens, token_hidden)
+        self.layernorm2 = nn.LayerNorm(width)
+        self.MLP_channel = _FeedForward(width, channel_hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, tokens, width)` to the same shape."""
+        mixed = self.MLP_token(self.layernorm1(x).mT).mT
+        return cast(Tensor, x + mixed + self.MLP_channel(self.layernorm2(x + mixed)))
+
+
+# ------------------------------------------------------------------------------ stage I: tokenizer
+
+
+@dataclass(frozen=True)
+class MixerSize:
+    """Size of one stack of mixer layers."""
+
+    blocks: int
+    width: int
+    channel_hidden: int
+    token_hidden: int
+
+
+class Tokenized(NamedTuple):
+    """A pose after its way through the tokenizer."""
+
+    #: `(N, K, 2)` in input pixels, decoded from the nearest codebook entries.
+    keypoints: Tensor
+    #: `(N, M)` which codebook entries they were.
+    tokens: Tensor
+    #: `(N, M, D)` the encoder's output before it was quantised.
+    features: Tensor
+    #: `(N, M, D)` the codebook's entries.
+    quantised: Tensor
+
+
+class Tokenizer(nn.Module):
+    """Compositional encoder, shared codebook and decoder (PCT, section 3.1).
+
+    Args:
+        joints: K, joints of a pose.
+        tokens: M, entries of a tokenised pose.
+        entries: V, size of the codebook.
+        dimension: D, length of a codebook entry.
+        encoder: the encoder's mixer layers.
+        decoder: the decoder's mixer layers.
+        decay: how much of the moving averages survives a training step.
+        unit: pixels for each unit of the coordinates that the layers see. The released tokenizers
+            work on raw pixels; with coordinates of order 1 a short training gets much further.
+    """
+
+    codebook: Tensor
+    ema_cluster_size: Tensor
+    ema_w: Tensor
+
+    def __init__(
+        self,
+        joints: int = 17,
+        tokens: int = 34,
+        entries: int = 2048,
+        dimension: int = 512,
+        encoder: MixerSize = MixerSize(4, 512, 512, 64),  # noqa: B008 - frozen
+        decoder: MixerSize = MixerSize(1, 32, 64, 64),  # noqa: B008 - frozen
+        decay: float = 0.9,
+        unit: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.decay = decay
+        self.unit = unit
+        self.invisible_token = nn.Parameter(torch.empty(1, 1, encoder.width).normal_(0, 0.02))
+        self.start_embed = nn.Linear(2, encoder.width)
+        self.encoder = _mixers(encoder, joints)
+        self.encoder_layer_norm = nn.LayerNorm(encoder.width)
+        self.token_mlp = nn.Linear(joints, tokens)
+        self.feature_embed = nn.Linear(encoder.width, dimension)
+
+        self.register_buffer("codebook", torch.randn(entries, dimension))
+        self.register_buffer("ema_cluster_size", torch.zeros(entries))
+        self.register_buffer("ema_w", self.codebook.clone())
+
+        self.decoder_token_mlp = nn.Linear(tokens, joints)
+        self.decoder_start = nn.Linear(dimension, decoder.width)
+        self.decoder = _mixers(decoder, joints)
+        self.decoder_layer_norm = nn.LayerNorm(decoder.width)
+        self.recover_embed = nn.Linear(decoder.width, 2)
+
+    def encode(self, keypoints: Tensor, visible: Tensor) -> Tensor:
+        """Poses to unquantised token features.
+
+        Args:
+            keypoints: `(N, K, 2)` in input pixels.
+            visible: `(N, K)`; joints that are not are replaced by one learnt vector.
+
+        Returns:
+            `(N, M, D)`.
+        """
+        x = self.start_embed(keypoints / self.unit)
+        x = torch.where(visible[..., None] > 0, x, self.invisible_token)
+        for layer in self.encoder:
+            x = layer(x)
+        x = self.token_mlp(self.encoder_layer_norm(x).mT).mT
+        return cast(Tensor, self.feature_embed(x))
+
+    def quantise(self, features: Tensor) -> Tensor:
+        """The nearest codebook entry of each token feature: `(N, M, D) -> (N, M)`."""
+        distance = (
+            features.square().sum(-1, keepdim=True)
+            + self.codebook.square().sum(1)
+            - 2 * features @ self.codebook.T
+        )
+        return distance.argmin(-1)
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Token features, quantised or mixed, to poses: `(N, M, D) -> (N, K, 2)` in pixels."""
+        x = self.decoder_start(self.decoder_token_mlp(features.mT).mT)
+        for layer in self.decoder:
+            x = layer(x)
+        return cast(Tensor, self.recover_embed(self.decoder_layer_norm(x)) * self.unit)
+
+    def forward(self, keypoints: Tensor, visible: Tensor) -> Tokenized:
+        """Encode, quantise with a straight-through gradient, and decode; see Tokenized."""
+        features = self.encode(keypoints, visible)
+        tokens = self.quantise(features)
+        quantised = self.codebook[tokens]
+        passed = features + (quantised - features).detach()
+        return Tokenized(self.decode(passed), tokens, features, quantised)
+
+    @torch.no_grad()
+    def update_codebook(self, features: Tensor, tokens: Tensor) -> None:
+        """One step of the codebook's exponential moving averages (van den Oord et al. 2017, A.1).
+
+        Args:
+            features: `(N, M, D)` the encoder's output.
+            tokens: `(N, M)` the entries that it was quantised to.
+        """
+        flat = tokens.flatten()
+        chosen = flat.bincount(minlength=len(self.codebook)).to(features.dtype)
+        summed = torch.zeros_like(self.ema_w).index_add_(0, flat, features.flatten(0, 1))
+        counts = self.decay * self.ema_cluster_size + (1 - self.decay) * chosen
+        total = counts.sum()
+        # Laplace smoothing keeps entries that nobody chose from dividing by zero.
+        counts = (counts + 1e-5) / (total + len(counts) * 1e-5) * total
+        sums = self.decay * self.ema_w + (1 - self.decay) * summed
+        self.ema_cluster_size.copy_(counts)
+        self.ema_w.copy_(sums)
+        self.codebook.copy_(sums / counts[:, None])
+
+    @torch.no_grad()
+    def revive(self, features: Tensor, threshold: float) -> int:
+        """Move codebook entries that are hardly used onto encoder outputs drawn at random.
+
+        The released code has no such step; with it a small codebook is used in full.
+
+        Args:
+            features: `(N, M, D)` recent encoder outputs.
+            threshold: an entry whose moving count is below it counts as dead.
+
+        Returns:
+            How many entries were moved.
+        """
+        dead = (self.ema_cluster_size < threshold).nonzero()[:, 0]
+        flat = features.flatten(0, 1)
+        chosen = flat[torch.randint(len(flat), (len(dead),), device=flat.device)]
+        self.codebook[dead] = chosen
+        self.ema_cluster_size[dead] = 1.0
+        self.ema_w[dead] = chosen
+        return len(dead)
+
+
+def _mixers(size: MixerSize, tokens: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        MixerLayer(size.width, size.channel_hidden, tokens, size.token_hidden)
+        for _ in range(size.blocks)
+    )
+
+
+def tokenizer_loss(tokenized: Tokenized, keypoints: Tensor, visible: Tensor) -> Tensor:
+    """Stage I: reconstruction plus commitment to the codebook (PCT, equation 3).
+
+    Args:
+        tokenized: what the tokenizer made of the keypoints.
+        keypoints: `(N, K, 2)` in input pixels.
+        visible: `(N, K)`; joints that are not labelled do not count.
+    """
+    commitment = functional.mse_loss(tokenized.features, tokenized.quantised.detach())
+    return joint_loss(tokenized.keypoints, keypoints, visible) + _COMMITMENT * commitment
+
+
+def joint_loss(predicted: Tensor, keypoints: Tensor, visible: Tensor) -> Tensor:
+    """Smooth L1 in pixels, 0 for joints that are not labelled, mean over everything."""
+    distance = functional.smooth_l1_loss(predicted, keypoints, reduction="none", beta=_KNEE)
+    return (distance * (visible[..., None] > 0)).mean()
+
+
+# ----------------------------------------------------------------------------- stage II: classifier
+
+
+class _BasicBlock(nn.Module):
+    """The residual block of ResNet-18 without stride."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(x + self.bn2(self.conv2(y)))
+
+
+class _LinearBlock(nn.Module):
+    """Linear, layer norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.ff = nn.Sequential(nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.ff(x))
+
+
+class PCTHead(nn.Module):
+    """Features to logits over the codebook for each token (PCT, section 3.2).
+
+    Args:
+        channels: channels of the features.
+        feature_size: width and height of the features.
+        tokens: M.
+        entries: V.
+        modulation_channels: channels of the convolutions that modulate the features.
+        modulation_blocks: residual blocks after the first of them.
+        mixer: the classifier's mixer layers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        feature_size: tuple[int, int],
+        tokens: int,
+        entries: int,
+        modulation_channels: int,
+        modulation_blocks: int,
+        mixer: MixerSize,
+    ) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.conv_trans = nn.Sequential(
+            nn.Conv2d(channels, modulation_channels, 1, bias=False),
+            nn.BatchNorm2d(modulation_channels),
+            nn.ReLU(),
+        )
+        blocks = (_BasicBlock(modulation_channels) for _ in range(modulation_blocks))
+        self.conv_head = nn.Sequential(nn.Sequential(*blocks))
+        positions = feature_size[0] * feature_size[1]
+        self.mixer_trans = _LinearBlock(positions * modulation_channels, tokens * mixer.width)
+        self.mixer_head = _mixers(mixer, tokens)
+        self.mixer_norm_layer = _LinearBlock(mixer.width, mixer.width)
+        self.cls_pred_layer = nn.Linear(mixer.width, entries)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(N, C, h, w)` to logits `(N, M, V)`."""
+        x = self.conv_head(self.conv_trans(features))
+        # Position-major, as released: all channels of the first position come first.
+        x = self.mixer_trans(x.flatten(2).mT.flatten(1)).unflatten(1, (self.tokens, -1))
+        for layer in self.mixer_head:
+            x = layer(x)
+        return cast(Tensor, self.cls_pred_layer(self.mixer_norm_layer(x)))
+
+
+def classifier_loss(
+    logits: Tensor, tokenizer: Tokenizer, keypoints: Tensor, visible: Tensor
+) -> Tensor:
+    """Stage II: cross entropy of the tokens plus the distance of the decoded joints (equation 5).
+
+    Args:
+        logits: `(N, M, V)`.
+        tokenizer: trained in stage I and frozen.
+        keypoints: `(N, K, 2)` in input pixels.
+        visible: `(N, K)`; joints that are not labelled are hidden from the encoder and do not count
+            in the distance.
+    """
+    with torch.no_grad():
+        tokens = tokenizer.quantise(tokenizer.encode(keypoints, visible))
+    predicted = tokenizer.decode(logits.softmax(-1) @ tokenizer.codebook)
+    entropy = functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    return entropy + joint_loss(predicted, keypoints, visible)
+
+
+# ---------------------------------------------------------------------------------------- decode
+
+
+def decode(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Poses from token logits: a soft mixture of codebook entries, decoded (equation 4).
+
+    Args:
+        logits: `(N, M, V)`.
+        tokenizer: the tokenizer that the classifier was trained with.
+
+    Returns:
+        `(N, K, 3)`: x and y in input pixels, and one score for the whole pose, the mean over its
+        tokens of the likeliest entry's probability. (The released score is the mean of the raw
+        logits instead, which no threshold fits.)
+    """
+    probabilities = logits.softmax(-1)
+    keypoints = tokenizer.decode(probabilities @ tokenizer.codebook)
+    score = probabilities.amax(-1).mean(-1)
+    scores = score[:, None, None].expand(-1, keypoints.shape[1], 1)
+    return torch.cat((keypoints, scores), -1)
+
+
+# ------------------------------------------------------------------------------ in a pose network
+
+
+class PCT(nn.Module):
+    """The PCT representation of one pose network; it holds the tokenizer, which decoding needs.
+
+    Args:
+        input_size: width and height of the network's input.
+        tokens: M.
+        entries: V.
+        dimension: D.
+        encoder: the tokenizer's encoder.
+        decoder: the tokenizer's decoder.
+        modulation_channels: channels of the classifier's convolutions.
+        modulation_blocks: their residual blocks.
+        mixer: the classifier's mixer layers.
+        unit: the tokenizer's pixels for each unit.
+        joints: K.
+    """
+
+    #: The classifier reads the backbone's last features.
+    feature_stride = 32
+
+    def __init__(
+        self,
+        input_size: tuple[int, int],
+        tokens: int,
+        entries: int,
+        dimension: int,
+        encoder: MixerSize,
+        decoder: MixerSize,
+        modulation_channels: int,
+        modulation_blocks: int,
+        mixer: MixerSize,
+        unit: float = 1.0,
+        joints: int = 17,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.modulation = (modulation_channels, modulation_blocks)
+        self.mixer = mixer
+        self.tokens = tokens
+        self.entries = entries
+        self.tokenizer = Tokenizer(
+            joints, tokens, entries, dimension, encoder, decoder, unit=unit
+        )
+
+    def head(self, channels: int, joints: int) -> PCTHead:  # noqa: ARG002 - tokens stand for joints
+        """A fresh head for features of that many channels."""
+        width, height = (size // self.feature_stride for size in self.input_size)
+        return PCTHead(
+            channels, (width, height), self.tokens, self.entries, *self.modulation, self.mixer
+        )
+
+    def loss(self, raw: Tensor, keypoints: Tensor, labelled: Tensor) -> Tensor:
+        """Stage II's training loss of token logits for keypoints in input pixels."""
+        return classifier_loss(raw, self.tokenizer, keypoints, labelled)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """`(N, K, 3)` in input pixels; see the function of that name."""
+        return decode(raw, self.tokenizer)

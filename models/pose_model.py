@@ -1,0 +1,218 @@
+"""A pose model: a network, its representation, its weights and its card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.coco import MIRRORED
+from models.network import Architecture, Network, Representation, build_representation
+
+#: ImageNet's mean and spread of RGB in [0, 1], which the literature's networks expect.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used: the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a pose model.
+
+    `measured` are figures of this project's own evaluation, `published` those of its authors.
+    """
+
+    name: str
+    architecture: Architecture
+    weights: str
+    sha256: str
+    licence: str
+    training_data: str
+    note: str
+    padding: float = 1.25
+    epochs: int = 0
+    measured: dict[str, float] = field(default_factory=dict)
+    published: dict[str, float] = field(default_factory=dict)
+    url: str | None = None
+
+    @property
+    def representation(self) -> str:
+        """`simcc`, `dark` or `pct`."""
+        return self.architecture.representation
+
+    @property
+    def backbone(self) -> str:
+        """The backbone's name."""
+        return self.architecture.backbone
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Width and height of the network's input in pixels."""
+        return self.architecture.input_size
+
+
+class PoseModel:
+    """Turns crops into keypoints.
+
+    Args:
+        card: what is known of it.
+        network: normalised crops `(N, 3, H, W)` to raw outputs.
+        representation: what makes keypoints of the raw outputs.
+    """
+
+    mean = MEAN
+    std = STD
+
+    def __init__(self, card: Card, network: Network, representation: Representation) -> None:
+        self.card = card
+        self.network = network
+        self.representation = representation
+
+    @classmethod
+    def fresh(cls, card: Card) -> PoseModel:
+        """A pose model with random weights, in training mode."""
+        representation = build_representation(card.architecture)
+        return cls(card, Network(card.architecture, representation), representation)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Width and height of the network's input in pixels."""
+        return self.card.input_size
+
+    @property
+    def padding(self) -> float:
+        """How much larger than the box its crop is."""
+        return self.card.padding
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the network computes in."""
+        return next(self.network.parameters()).dtype
+
+    def module(self) -> nn.Module:
+        """All weights as one module, under the key names of the weights file."""
+        parts: dict[str, nn.Module] = {"network": self.network}
+        if isinstance(self.representation, nn.Module):
+            parts["representation"] = self.representation
+        return nn.ModuleDict(parts)
+
+    def decode(self, raw: Any) -> Tensor:
+        """Raw outputs to `(N, 17, 3)`: x, y in crop pixels, score in [0, 1]; always in float32.
+
+        Half precision resolves only a quarter of a pixel at 256.
+        """
+        full = tuple(part.float() for part in raw) if isinstance(raw, tuple) else raw.float()
+        return self.representation.decode(full)
+
+    def flip_merge(self, keypoints: Tensor, flipped: Tensor) -> Tensor:
+        """Average the keypoints of a crop and of its mirror image, joint by joint.
+
+        Merging coordinates instead of raw outputs has no bias whatever the stride or the splitting
+        factor.
+
+        Args:
+            keypoints: `(N, 17, 3)` decoded from the crops.
+            flipped: `(N, 17, 3)` decoded from the mirrored crops.
+
+        Returns:
+            `(N, 17, 3)`.
+        """
+        back = flipped[:, list(MIRRORED)]
+        back = torch.cat((self.input_size[0] - 1 - back[..., :1], back[..., 1:]), -1)
+        return (keypoints + back) / 2
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> PoseModel:
+        """Move to a device and, if given, compute the network in another type; returns itself.
+
+        The representation stays in float32: it decodes.
+        """
+        self.network.to(device=device, dtype=dtype)
+        if isinstance(self.representation, nn.Module):
+            self.representation.to(device)
+        return self
+
+    def eval(self) -> PoseModel:
+        """Switch to inference; returns itself."""
+        self.module().eval().requires_grad_(False)
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write all weights and the architecture as safetensors.
+
+        Matrices are halved to float16; what is one-dimensional, such as running variances, stays in
+        float32, since it is small and half precision may round it to zero.
+        """
+        tensors = {
+            key: value.half().contiguous()
+            if value.is_floating_point() and value.ndim > 1
+            else value.contiguous()
+            for key, value in self.module().state_dict().items()
+        }
+        metadata = {"architecture": json.dumps(self.card.architecture.table())}
+        save_file(tensors, path, metadata)
+
+    def load_weights(self, path: Path) -> PoseModel:
+        """Fill in all weights from a safetensors file; returns itself.
+
+        Raises:
+            WeightsError: the file is missing, damaged, or does not fit this architecture exactly.
+        """
+        tensors = read_tensors(path)
+        expected = self.module().state_dict()
+        wrong = [
+            f"{key}: {_shape(tensors.get(key))} in the file, {_shape(expected.get(key))} wanted"
+            for key in sorted(expected.keys() | tensors.keys())
+            if _shape(tensors.get(key)) != _shape(expected.get(key))
+        ]
+        if wrong:
+            shown = "; ".join(wrong[:3])
+            raise WeightsError(f"{path} does not fit {self.card.name}: {len(wrong)} keys, {shown}")
+        self.module().load_state_dict(tensors)
+        return self
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by key.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def read_architecture(path: Path) -> Architecture | None:
+    """The architecture that a weights file written by `PoseModel.save` names, if any.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = cast("dict[str, str]", file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
+    if "architecture" not in metadata:
+        return None
+    return Architecture.parse(json.loads(metadata["architecture"]))
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else str(tuple(tensor.shape))

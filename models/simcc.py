@@ -1,0 +1,228 @@
+"""SimCC: a joint's x and y as two classifications over sub-pixel bins.
+
+Head, targets, loss and decoding of Li et al., "SimCC: a Simple Coordinate Classification
+Perspective for Human Pose Estimation" (ECCV 2022), as released at github.com/leeyegy/SimCC. The
+width W is cut into `W * k` bins and the height H into `H * k`; k is the splitting factor. A bin's
+index is its coordinate times k, without a half-bin offset.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Smoothing = Literal["gaussian", "laplace", "equal", "none"]
+Score = Literal["min", "max"]
+
+
+# --------------------------------------------------------------------------------------- targets
+
+
+def encode(
+    keypoints: Tensor,
+    labelled: Tensor,
+    input_size: tuple[int, int],
+    k: float = 2.0,
+    smoothing: Smoothing = "gaussian",
+    spread: float = 6.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Target distributions over the bins of each axis (SimCC, section 3.2, "label smoothing").
+
+    `gaussian` and `laplace` keep the centre where it is and are densities, not renormalised where
+    the border cuts them (the released SimDR* does so). `equal` gives the nearest bin `1 - spread`
+    and shares the rest among the others; `none` is one-hot. With the last two a joint out of the
+    input gets weight 0; with the first two only one further out than three spreads, in pixels.
+
+    Args:
+        keypoints: `(..., K, 2)` in input pixels.
+        labelled: `(..., K)`, above 0 where the joint is labelled.
+        input_size: width and height of the input in pixels.
+        k: the splitting factor.
+        smoothing: the distribution's form.
+        spread: the Gaussian's sigma or the Laplacian's scale in bins, or the share of probability
+            that `equal` gives away; `none` ignores it.
+
+    Returns:
+        `(..., K, W * k)`, `(..., K, H * k)` and weights `(..., K)`, 0 or 1.
+
+    Raises:
+        ValueError: the smoothing is unknown.
+    """
+    bins = [int(size * k) for size in input_size]
+    centres = keypoints * k
+    limits = centres.new_tensor(bins)
+    if smoothing in ("gaussian", "laplace"):
+        pixels = (keypoints + 0.5).trunc()
+        reach = 3 * spread
+        sizes = keypoints.new_tensor(input_size)
+        inside = ((pixels - reach < sizes) & (pixels + reach + 1 >= 0)).all(-1)
+    elif smoothing in ("equal", "none"):
+        nearest = centres.round()
+        inside = ((nearest >= 0) & (nearest < limits)).all(-1)
+        centres = nearest.clamp_min(0).minimum(limits - 1)
+    else:
+        raise ValueError(
+            f"smoothing must be 'gaussian', 'laplace', 'equal' or 'none', not {smoothing!r}"
+        )
+    weights = ((labelled > 0) & inside).to(keypoints.dtype)
+    x, y = (
+        _distribution(centres[..., axis], bins[axis], smoothing, spread) for axis in (0, 1)
+    )
+    return x, y, weights
+
+
+def _distribution(centres: Tensor, bins: int, smoothing: Smoothing, spread: float) -> Tensor:
+    """One axis' target `(..., bins)` around centres in bins `(...)`."""
+    index = torch.arange(bins, dtype=centres.dtype, device=centres.device)
+    distance = index - centres[..., None]
+    if smoothing == "gaussian":
+        return torch.exp(-(distance**2) / (2 * spread**2)) / (spread * math.sqrt(2 * math.pi))
+    if smoothing == "laplace":
+        return torch.exp(-distance.abs() / spread) / (2 * spread)
+    rest = spread if smoothing == "equal" else 0.0
+    return torch.where(distance == 0, 1 - rest, rest / (bins - 1))
+
+
+# ------------------------------------------------------------------------------------------ loss
+
+
+def loss(
+    x_logits: Tensor, y_logits: Tensor, x_targets: Tensor, y_targets: Tensor, weights: Tensor
+) -> Tensor:
+    """Kullback-Leibler divergence of the predicted from the target distributions.
+
+    Averaged over bins, batch and joints and summed over the two axes: the released KLDiscretLoss
+    for Gaussian targets, and its NMTNORMCritierion for `equal` ones.
+
+    Args:
+        x_logits: `(N, K, W * k)`.
+        y_logits: `(N, K, H * k)`.
+        x_targets: as x_logits.
+        y_targets: as y_logits.
+        weights: `(N, K)`; 0 leaves a joint out of the numerator.
+    """
+    total = x_logits.new_zeros(())
+    for logits, targets in ((x_logits, x_targets), (y_logits, y_targets)):
+        divergence = nn.functional.kl_div(logits.log_softmax(-1), targets, reduction="none")
+        total = total + (divergence.mean(-1) * weights).mean()
+    return total
+
+
+# ---------------------------------------------------------------------------------------- decode
+
+
+def decode(x_logits: Tensor, y_logits: Tensor, k: float, score: Score = "min") -> Tensor:
+    """The most probable bin of each axis (SimCC, equation 2), all joints at once.
+
+    Args:
+        x_logits: `(..., K, W * k)`, any float type, any leading batch.
+        y_logits: `(..., K, H * k)`.
+        k: the splitting factor.
+        score: which of the two axes' largest probabilities is the score: the smaller, as SimDR*
+            does, or the larger, as SimDR does.
+
+    Returns:
+        `(..., K, 3)`: x and y in input pixels, and the score, a probability of a single bin: small
+        by construction, since the targets spread over many bins.
+    """
+    peaks, positions = zip(
+        *(_peak(logits) for logits in (x_logits, y_logits)), strict=True
+    )
+    combined = torch.minimum(*peaks) if score == "min" else torch.maximum(*peaks)
+    coordinates = torch.stack(positions, -1).to(x_logits.dtype) / k
+    return torch.cat((coordinates, combined[..., None]), -1)
+
+
+def _peak(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest softmax probability along the last axis, and its bin.
+
+    The bin is chosen after the softmax, as the released code does: of two logits that the softmax
+    rounds to the same probability, the first wins.
+    """
+    peak, index = logits.softmax(-1).max(-1)
+    return peak, index
+
+
+# ------------------------------------------------------------------------------ in a pose network
+
+
+class SimCCHead(nn.Module):
+    """Features to two vectors of logits for each joint (SimCC, figure 2).
+
+    A 1x1 convolution makes `maps` feature maps a joint, which are flattened and classified by one
+    linear layer an axis that all joints share. With upsampled features one map a joint is enough;
+    the upsampling-free variant takes the backbone's last features and several maps a joint.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        joints: int,
+        feature_size: tuple[int, int],
+        bins: tuple[int, int],
+        maps: int,
+    ) -> None:
+        super().__init__()
+        self.joints = joints
+        self.final_layer = nn.Conv2d(channels, joints * maps, 1)
+        positions = maps * feature_size[0] * feature_size[1]
+        self.mlp_head_x = nn.Linear(positions, bins[0])
+        self.mlp_head_y = nn.Linear(positions, bins[1])
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N, C, h, w)` to logits `(N, K, W * k)` and `(N, K, H * k)`."""
+        flat = self.final_layer(features).unflatten(1, (self.joints, -1)).flatten(2)
+        return self.mlp_head_x(flat), self.mlp_head_y(flat)
+
+
+@dataclass(frozen=True)
+class SimCC:
+    """The SimCC representation of one pose network.
+
+    Args:
+        input_size: width and height of the network's input.
+        k: the splitting factor.
+        smoothing: the form of the target distributions.
+        spread: their sigma or scale in bins, or the share that `equal` gives away.
+        feature_stride: input pixels for each feature that the head reads; 32 is upsampling-free.
+        maps: feature maps for each joint.
+    """
+
+    input_size: tuple[int, int]
+    k: float = 2.0
+    smoothing: Smoothing = "gaussian"
+    spread: float = 6.0
+    feature_stride: int = 8
+    maps: int = 1
+
+    @property
+    def bins(self) -> tuple[int, int]:
+        """How many classes x and y have."""
+        return int(self.input_size[0] * self.k), int(self.input_size[1] * self.k)
+
+    def head(self, channels: int, joints: int) -> SimCCHead:
+        """A fresh head for features of that many channels."""
+        width, height = (size // self.feature_stride for size in self.input_size)
+        return SimCCHead(channels, joints, (width, height), self.bins, self.maps)
+
+    def loss(self, raw: tuple[Tensor, Tensor], keypoints: Tensor, labelled: Tensor) -> Tensor:
+        """The training loss of the two axes' logits for keypoints in input pixels."""
+        x, y, weights = encode(
+            keypoints, labelled, self.input_size, self.k, self.smoothing, self.spread
+        )
+        return loss(*raw, x, y, weights)
+
+    def decode(self, raw: tuple[Tensor, Tensor]) -> Tensor:
+        """`(N, K, 3)` in input pixels.
+
+        The score is the peak probability relative to the target's own peak, so that a prediction as
+        sharp as the training target scores 1 whatever k and the smoothing are.
+        """
+        decoded = decode(*raw, self.k)
+        centre = decoded.new_zeros(())
+        ideal = _distribution(centre, min(self.bins), self.smoothing, self.spread)[0]
+        return torch.cat((decoded[..., :2], (decoded[..., 2:] / ideal).clamp(0, 1)), -1)

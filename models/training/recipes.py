@@ -1,0 +1,188 @@
+"""Recipes: everything that decides a training, as a small TOML file, checked before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from models.network import Architecture, ArchitectureError
+from models.training.people import Augmentation
+
+#: The recipes that come with posemux, by name.
+FOLDER = Path(__file__).with_name("recipes")
+
+T = TypeVar("T")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be trained: the message names the file, the key and what is accepted."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with its own learning rate schedule.
+
+    Args:
+        epochs: how many.
+        learning_rate: the peak; a warm-up leads to it and a cosine away from it.
+        input_size: width and height, where it differs from the network's own: a fully convolutional
+            network learns faster on small crops first.
+        frozen: whether only the head learns.
+    """
+
+    epochs: int
+    learning_rate: float
+    input_size: tuple[int, int] | None = None
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class PoseRecipe:
+    """A pose network's training.
+
+    Args:
+        name: the pose model's name.
+        architecture: what is trained.
+        train: sets and the share of each that an epoch sees.
+        validate: the set that the weights are chosen on.
+        stages: one after the other.
+        batch: people in a step.
+        weight_decay: AdamW's.
+        ema: how much of the averaged weights survives a step.
+        seed: of everything random.
+        start: a pose model whose backbone and pyramid the training starts from.
+        tokenizer: PCT's: the recipe whose result the tokenizer comes from.
+        augmentation: how samples are varied.
+        validate_every: epochs between two validations.
+    """
+
+    name: str
+    architecture: Architecture
+    train: dict[str, float]
+    validate: str
+    stages: tuple[Stage, ...]
+    batch: int = 64
+    weight_decay: float = 0.05
+    ema: float = 0.998
+    seed: int = 0
+    start: str | None = None
+    tokenizer: str | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    validate_every: int = 2
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """PCT's stage I: poses without pictures.
+
+    Args:
+        name: the result's name.
+        architecture: the PCT network that the tokenizer is for.
+        poses: the file of poses in the data folder.
+        validate: the set whose poses the reconstruction error is measured on.
+        epochs: how many.
+        learning_rate: the peak.
+        batch: poses in a step.
+        weight_decay: AdamW's.
+        drop: how often a visible joint is hidden from the encoder.
+        seed: of everything random.
+        augmentation: how poses are varied; colour and cut-out do not apply.
+    """
+
+    name: str
+    architecture: Architecture
+    poses: str
+    validate: str
+    epochs: int
+    learning_rate: float = 0.002
+    batch: int = 512
+    weight_decay: float = 0.05
+    drop: float = 0.2
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """A person detector's training by ultralytics, in stages that each start from the last.
+
+    Args:
+        name: the result's name.
+        architecture: an ultralytics model file such as `yolo11n.yaml`.
+        train: the sets to train on.
+        validate: the set that is measured.
+        size: the picture size in pixels that the detector is used at.
+        common: ultralytics' training arguments for all stages.
+        stages: those that differ by stage.
+    """
+
+    name: str
+    architecture: str
+    train: tuple[str, ...]
+    validate: str
+    size: int
+    common: dict[str, Any]
+    stages: tuple[dict[str, Any], ...]
+
+
+Recipe = PoseRecipe | TokenizerRecipe | DetectorRecipe
+
+_KINDS: dict[str, type[PoseRecipe | TokenizerRecipe | DetectorRecipe]] = {
+    "pose": PoseRecipe,
+    "pct-tokenizer": TokenizerRecipe,
+    "detector": DetectorRecipe,
+}
+
+
+def names() -> list[str]:
+    """The recipes that come with posemux."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read(recipe: str) -> Recipe:
+    """A recipe by its name, or from a TOML file.
+
+    Raises:
+        RecipeError: there is no such recipe, or a key is missing or unknown.
+    """
+    path = Path(recipe) if recipe.endswith(".toml") else FOLDER / f"{recipe}.toml"
+    if not path.is_file():
+        raise RecipeError(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(names())}")
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    kind = table.pop("kind", None)
+    if kind not in _KINDS:
+        raise RecipeError(f"{path}: kind must be one of {', '.join(_KINDS)}, not {kind!r}")
+    try:
+        if kind != "detector":
+            table["architecture"] = Architecture.parse(table.get("architecture", {}))
+            table["augmentation"] = _build(Augmentation, table.get("augmentation", {}), path)
+        if kind == "pose":
+            stages = table.get("stages", [])
+            table["stages"] = tuple(
+                _build(Stage, {**stage, "input_size": _size(stage)}, path) for stage in stages
+            )
+    except ArchitectureError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    return _build(_KINDS[kind], table, path)
+
+
+def _size(stage: dict[str, Any]) -> tuple[int, int] | None:
+    size = stage.get("input_size")
+    return None if size is None else (size[0], size[1])
+
+
+def _build(kind: type[T], table: dict[str, Any], path: Path) -> T:
+    known = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(table.keys() - known)
+    if unknown:
+        raise RecipeError(f"{path}: unknown key {unknown[0]!r}; {kind.__name__} has {sorted(known)}")
+    try:
+        return kind(**table)
+    except TypeError as error:
+        raise RecipeError(f"{path}: {error}") from error

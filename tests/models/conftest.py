@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+Golden = Callable[[str], Mapping[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    """The reference implementations' own numbers, by the fixture file's name."""
+
+    def read(name: str) -> Mapping[str, Any]:
+        path = SHARED / "reference" / "fixtures" / f"{name}.npz"
+        if not path.is_file():
+            pytest.skip("the golden numbers of ../shared/reference/fixtures are not here")
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    return read

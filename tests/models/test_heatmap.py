@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models import heatmap
+
+from .conftest import Golden
+
+DARK_CASES = [
+    "noise",
+    "gauss_s2",
+    "gauss_s3",
+    "gauss_s3_k11",
+    "gauss_s1",
+    "netlike",
+    "degenerate",
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", DARK_CASES)
+def test_dark_agrees_with_darkpose(golden: Golden, case: str, dtype: torch.dtype) -> None:
+    arrays = golden("dark_official")
+    heatmaps = torch.tensor(arrays[f"{case}/hm"], dtype=dtype)
+    decoded = heatmap.decode(heatmaps, "dark", int(arrays[f"{case}/kernel"]))
+    assert decoded.dtype == dtype
+    np.testing.assert_allclose(decoded[..., :2], arrays[f"{case}/refined"], atol=1e-4)
+    np.testing.assert_allclose(decoded[..., 2:], arrays[f"{case}/maxvals"], atol=1e-6)
+
+
+def test_dark_without_refinement_is_argmax(golden: Golden) -> None:
+    arrays = golden("dark_official")
+    decoded = heatmap.decode(torch.tensor(arrays["noise/hm"]), "argmax")
+    np.testing.assert_array_equal(decoded[..., :2], arrays["noise/max_coords"])
+
+
+@pytest.mark.parametrize(("method", "key"), [("shift", "preds_post1"), ("argmax", "preds_post0")])
+def test_quarter_shift_agrees_with_hrnet(golden: Golden, method: str, key: str) -> None:
+    arrays = golden("hrnet_official")
+    heatmaps = torch.tensor(arrays["decode/hm"])
+    decoded = heatmap.decode(heatmaps, method)[..., :2]  # type: ignore[arg-type]
+    # The reference answers in image pixels, through an affine that differs between its two
+    # pictures: recover it from the integer peaks, which both have.
+    peaks = arrays["decode/max_coords"]
+    plain = arrays["decode/preds_post0"]
+    for picture in range(len(peaks)):
+        spread = np.ptp(peaks[picture], axis=0)
+        scale = np.ptp(plain[picture], axis=0) / spread
+        origin = plain[picture].min(0) - peaks[picture].min(0) * scale
+        np.testing.assert_allclose(
+            decoded[picture].numpy() * scale + origin, arrays[f"decode/{key}"][picture], atol=1e-3
+        )
+    np.testing.assert_allclose(
+        heatmap.decode(heatmaps, "shift")[..., 2:], arrays["decode/maxvals"], atol=1e-6
+    )
+
+
+def test_biased_targets_and_loss_agree_with_hrnet(golden: Golden) -> None:
+    arrays = golden("hrnet_official")
+    joints = torch.tensor(arrays["target/joints"])[:, :2].double()
+    labelled = torch.tensor(arrays["target/vis"])[:, 0]
+    maps, weights = heatmap.encode(joints, labelled, (48, 64), unbiased=False)
+    np.testing.assert_allclose(maps, arrays["target/heatmaps"], atol=1e-6)
+    np.testing.assert_array_equal(weights, arrays["target/weight"][:, 0])
+    value = heatmap.loss(
+        torch.tensor(arrays["loss/out"]),
+        torch.tensor(arrays["loss/gt"]),
+        torch.tensor(arrays["loss/w"])[..., 0],
+    )
+    assert value.item() == pytest.approx(float(arrays["loss/JointsMSE"]), rel=1e-6)
+
+
+def test_unbiased_targets_agree_with_mmpose(golden: Golden) -> None:
+    arrays = golden("mmpose_codecs")
+    maps, weights = heatmap.encode(
+        torch.tensor(arrays["kp"]).double(), torch.tensor(arrays["vis"]), (48, 64), unbiased=True
+    )
+    np.testing.assert_allclose(maps[0], arrays["msra_unbiased/enc_hm"], atol=1e-6)
+    np.testing.assert_array_equal(weights, arrays["msra_unbiased/enc_w"])
+
+
+def test_dark_reads_back_what_unbiased_targets_wrote() -> None:
+    generator = torch.Generator().manual_seed(0)
+    joints = 40 + 110 * torch.rand(64, 17, 2, generator=generator, dtype=torch.float64)
+    maps, _ = heatmap.encode(joints, torch.ones(64, 17), (48, 64))
+    decoded = heatmap.decode(maps)[..., :2] * 4
+    assert (decoded - joints).norm(dim=-1).max() < 0.01
+
+
+def test_any_leading_batch_and_no_neighbours_influence() -> None:
+    maps = torch.randn(2, 3, 5, 20, 16, generator=torch.Generator().manual_seed(1))
+    decoded = heatmap.decode(maps)
+    assert decoded.shape == (2, 3, 5, 3)
+    torch.testing.assert_close(heatmap.decode(maps[1, 2, 4]), decoded[1, 2, 4])
+
+
+@pytest.mark.parametrize(("method", "kernel"), [("taylor", 11), ("dark", 10)])
+def test_unknown_ways_to_decode_are_refused(method: str, kernel: int) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        heatmap.decode(torch.zeros(1, 8, 8), method, kernel)  # type: ignore[arg-type]
+
+
+def test_unlabelled_joints_do_not_teach() -> None:
+    representation = heatmap.Heatmap((192, 256))
+    raw = torch.randn(2, 17, 64, 48, requires_grad=True)
+    labelled = torch.ones(2, 17)
+    labelled[:, 3] = 0
+    representation.loss(raw, torch.full((2, 17, 2), 50.0), labelled).backward()
+    assert raw.grad is not None
+    assert raw.grad[:, 3].abs().max() == 0
+    assert raw.grad[:, 4].abs().max() > 0

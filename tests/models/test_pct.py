@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from models import pct
+
+from .conftest import SHARED, Golden
+
+TINY = pct.Tokenizer(17, 6, 20, 12, pct.MixerSize(2, 16, 16, 8), pct.MixerSize(1, 8, 16, 8))
+
+
+def released_tiny(golden: Golden) -> tuple[pct.Tokenizer, dict[str, torch.Tensor]]:
+    """A small tokenizer with the fixture's weights, and the fixture's arrays."""
+    arrays = {key: torch.tensor(value) for key, value in golden("pct_official").items()}
+    TINY.load_state_dict(
+        {key[len("tiny/w/") :]: value for key, value in arrays.items() if key.startswith("tiny/w/")}
+    )
+    return TINY, arrays
+
+
+def test_tokenizer_losses_and_gradients_agree_with_the_authors(golden: Golden) -> None:
+    tokenizer, arrays = released_tiny(golden)
+    keypoints, visible = arrays["joints"][..., :2], arrays["joints"][..., 2]
+    tokenized = tokenizer(keypoints, visible)
+    np.testing.assert_allclose(tokenized.keypoints.detach(), arrays["tiny/recovered"], atol=1e-4)
+    np.testing.assert_array_equal(tokenized.tokens.flatten(), arrays["tiny/indices"])
+    joint = pct.joint_loss(tokenized.keypoints, keypoints, visible)
+    assert joint.item() == pytest.approx(arrays["tiny/joint_loss"].item(), rel=1e-5)
+    total = pct.tokenizer_loss(tokenized, keypoints, visible)
+    expected = (arrays["tiny/joint_loss"] + arrays["tiny/e_latent_loss_x15"]).item()
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    tokenizer.zero_grad()
+    total.backward()
+    for name in ("start_embed", "token_mlp", "feature_embed", "recover_embed"):
+        gradient = tokenizer.get_submodule(name).weight.grad
+        expected_gradient = arrays[f"tiny/grad/{name}.weight"]
+        scale = expected_gradient.abs().max().item()
+        np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5 * scale)
+
+
+def test_codebook_step_agrees_with_the_authors(golden: Golden) -> None:
+    tokenizer, arrays = released_tiny(golden)
+    tokenized = tokenizer(arrays["joints"][..., :2], arrays["joints"][..., 2])
+    tokenizer.update_codebook(tokenized.features, tokenized.tokens)
+    for name in ("codebook", "ema_cluster_size", "ema_w"):
+        np.testing.assert_allclose(
+            tokenizer.get_buffer(name), arrays[f"tiny/{name}_after"], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_full_size_tokenizer_agrees_with_the_authors(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = golden("pct_official")
+    monkeypatch.syspath_prepend(str(SHARED / "reference" / "fixtures"))
+    import procw
+
+    tokenizer = procw.fill(pct.Tokenizer()).eval()
+    joints = torch.tensor(arrays["joints"])
+    with torch.inference_mode():
+        tokenized = tokenizer(joints[..., :2], joints[..., 2])
+        decoded = pct.decode(torch.tensor(procw.inp(10, (2, 34, 2048))) * 3, tokenizer)
+    np.testing.assert_allclose(tokenized.keypoints, arrays["tok_woimg/recovered"], atol=1e-4)
+    np.testing.assert_array_equal(tokenized.tokens.flatten(), arrays["tok_woimg/indices"])
+    np.testing.assert_allclose(decoded[..., :2], arrays["dec/joints"], atol=1e-4)
+
+
+def test_stage_two_loss_is_entropy_plus_distance() -> None:
+    torch.manual_seed(0)
+    tokenizer = TINY.eval()
+    keypoints, visible = 100 * torch.rand(3, 17, 2), torch.ones(3, 17)
+    tokens = tokenizer(keypoints, visible).tokens
+    certain = 50.0 * functional.one_hot(tokens, 20)
+    recovered = tokenizer.decode(tokenizer.codebook[tokens])
+    distance = pct.joint_loss(recovered, keypoints, visible)
+    loss = pct.classifier_loss(certain, tokenizer, keypoints, visible)
+    torch.testing.assert_close(loss, distance, atol=1e-3, rtol=1e-4)
+    wrong = certain.roll(1, -1)
+    assert pct.classifier_loss(wrong, tokenizer, keypoints, visible) > loss + 20
+
+
+def test_hidden_joints_leave_no_trace_in_the_tokens() -> None:
+    keypoints, visible = 100 * torch.rand(2, 17, 2), torch.ones(2, 17)
+    visible[:, 5] = 0
+    moved = keypoints.clone()
+    moved[:, 5] += 50
+    with torch.inference_mode():
+        torch.testing.assert_close(TINY.encode(keypoints, visible), TINY.encode(moved, visible))
+
+
+def test_dead_entries_are_revived_and_live_ones_kept() -> None:
+    tokenizer = pct.Tokenizer(17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(1, 8, 16, 8))
+    tokenizer.ema_cluster_size.fill_(5.0)
+    tokenizer.ema_cluster_size[7] = 0.0
+    before = tokenizer.codebook.clone()
+    features = torch.full((2, 6, 12), 3.0)
+    assert tokenizer.revive(features, threshold=0.5) == 1
+    assert (tokenizer.codebook[7] == 3.0).all()
+    kept = torch.arange(20) != 7
+    torch.testing.assert_close(tokenizer.codebook[kept], before[kept])
+
+
+def test_the_unit_changes_what_layers_see_not_what_comes_out() -> None:
+    coarse = pct.Tokenizer(17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(1, 8, 16, 8), unit=64)
+    fine = pct.Tokenizer(17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(1, 8, 16, 8))
+    fine.load_state_dict(coarse.state_dict())
+    keypoints, visible = 200 * torch.rand(2, 17, 2), torch.ones(2, 17)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            coarse(keypoints, visible).keypoints, 64 * fine(keypoints / 64, visible).keypoints
+        )
+
+
+def test_decode_scores_are_probabilities() -> None:
+    with torch.inference_mode():
+        decoded = pct.decode(torch.randn(4, 6, 20), TINY)
+    assert decoded.shape == (4, 17, 3)
+    assert ((decoded[..., 2] > 0) & (decoded[..., 2] <= 1)).all()
