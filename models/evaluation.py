@@ -15,7 +15,9 @@ BOX_FIGURES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 
 
 def coco_figures(
-    annotations: Path, results: list[dict[str, Any]], kind: Literal["keypoints", "bbox"] = "keypoints"
+    annotations: Path,
+    results: list[dict[str, Any]],
+    kind: Literal["keypoints", "bbox"] = "keypoints",
 ) -> dict[str, float]:
     """COCO's figures of a results list.
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 
-def crop_regions(boxes: Tensor, input_size: tuple[int, int], padding: float) -> tuple[Tensor, Tensor]:
+def crop_regions(
+    boxes: Tensor, input_size: tuple[int, int], padding: float
+) -> tuple[Tensor, Tensor]:
     """Centre and padded size of each box's crop, with the aspect ratio of the network's input.
 
     Args:

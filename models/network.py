@@ -117,7 +117,7 @@ class Network(nn.Module):
             self.backbone = timm.create_model(architecture.backbone, features_only=True)
         except RuntimeError as error:
             raise ArchitectureError(f"backbone: {error}") from error
-        info = self.backbone.feature_info
+        info: Any = self.backbone.feature_info
         channels = dict(zip(info.reduction(), info.channels(), strict=True))
         stride = representation.feature_stride
         if stride not in channels:
@@ -125,7 +125,9 @@ class Network(nn.Module):
                 f"{architecture.backbone} has features of stride {sorted(channels)}, not {stride}"
             )
         self.strides = tuple(channels)
-        self.pyramid = Pyramid(channels, architecture.pyramid, stride) if architecture.pyramid else None
+        self.pyramid = (
+            Pyramid(channels, architecture.pyramid, stride) if architecture.pyramid else None
+        )
         self.stride = stride
         self.head = representation.head(architecture.pyramid or channels[stride], JOINTS)
 

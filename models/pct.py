@@ -113,8 +113,8 @@ class Tokenizer(nn.Module):
         tokens: int = 34,
         entries: int = 2048,
         dimension: int = 512,
-        encoder: MixerSize = MixerSize(4, 512, 512, 64),  # noqa: B008 - frozen
-        decoder: MixerSize = MixerSize(1, 32, 64, 64),  # noqa: B008 - frozen
+        encoder: MixerSize = MixerSize(4, 512, 512, 64),
+        decoder: MixerSize = MixerSize(1, 32, 64, 64),
         decay: float = 0.9,
         unit: float = 1.0,
     ) -> None:
@@ -407,12 +407,10 @@ class PCT(nn.Module):
         self.mixer = mixer
         self.tokens = tokens
         self.entries = entries
-        self.tokenizer = Tokenizer(
-            joints, tokens, entries, dimension, encoder, decoder, unit=unit
-        )
+        self.tokenizer = Tokenizer(joints, tokens, entries, dimension, encoder, decoder, unit=unit)
 
-    def head(self, channels: int, joints: int) -> PCTHead:  # noqa: ARG002 - tokens stand for joints
-        """A fresh head for features of that many channels."""
+    def head(self, channels: int, joints: int) -> PCTHead:
+        """A fresh head for features of that many channels; its tokens stand for all joints."""
         width, height = (size // self.feature_stride for size in self.input_size)
         return PCTHead(
             channels, (width, height), self.tokens, self.entries, *self.modulation, self.mixer

@@ -69,9 +69,7 @@ def encode(
             f"smoothing must be 'gaussian', 'laplace', 'equal' or 'none', not {smoothing!r}"
         )
     weights = ((labelled > 0) & inside).to(keypoints.dtype)
-    x, y = (
-        _distribution(centres[..., axis], bins[axis], smoothing, spread) for axis in (0, 1)
-    )
+    x, y = (_distribution(centres[..., axis], bins[axis], smoothing, spread) for axis in (0, 1))
     return x, y, weights
 
 
@@ -129,9 +127,7 @@ def decode(x_logits: Tensor, y_logits: Tensor, k: float, score: Score = "min") -
         `(..., K, 3)`: x and y in input pixels, and the score, a probability of a single bin: small
         by construction, since the targets spread over many bins.
     """
-    peaks, positions = zip(
-        *(_peak(logits) for logits in (x_logits, y_logits)), strict=True
-    )
+    peaks, positions = zip(*(_peak(logits) for logits in (x_logits, y_logits)), strict=True)
     combined = torch.minimum(*peaks) if score == "min" else torch.maximum(*peaks)
     coordinates = torch.stack(positions, -1).to(x_logits.dtype) / k
     return torch.cat((coordinates, combined[..., None]), -1)

@@ -1,0 +1,1 @@
+"""Recipes, data sets and the loop that trains the pose networks."""

@@ -107,7 +107,9 @@ class CocoSet:
         return len(self.entries)
 
 
-def is_crowd_like(boxes: npt.NDArray[np.float32], labelled: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def is_crowd_like(
+    boxes: npt.NDArray[np.float32], labelled: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
     """Which boxes are probably crowd regions that lost their `iscrowd` mark.
 
     A box without labelled joints that holds the centres of three or more other boxes is taken for
@@ -123,4 +125,5 @@ def is_crowd_like(boxes: npt.NDArray[np.float32], labelled: npt.NDArray[np.bool_
     centres = boxes[:, :2] + boxes[:, 2:] / 2
     low, high = boxes[:, None, :2], boxes[:, None, :2] + boxes[:, None, 2:]
     inside = ((centres[None] > low) & (centres[None] < high)).all(-1)
-    return ~labelled & (inside.sum(1) - 1 >= 3)
+    crowded: npt.NDArray[np.bool_] = inside.sum(1) - 1 >= 3
+    return ~labelled & crowded

@@ -123,7 +123,9 @@ def forward(model: PoseModel, crops: Tensor) -> Any:
 
 def normalise(crops: Tensor, model: PoseModel) -> Tensor:
     """Uint8 RGB crops `(N, 3, H, W)` to what the network wants, channels last."""
-    mean, std = (torch.tensor(v, device=crops.device)[:, None, None] for v in (model.mean, model.std))
+    mean, std = (
+        torch.tensor(v, device=crops.device)[:, None, None] for v in (model.mean, model.std)
+    )
     return ((crops.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -132,7 +134,12 @@ def validate(model: PoseModel, people: People, annotations: Path) -> dict[str, f
     """COCO's figures of a pose model on ground-truth boxes, without flip test."""
     samples = Samples(people, range(len(people.people)), model.input_size, padding=model.padding)
     crops = DataLoader(samples, batch_size=64)
-    decoded = torch.cat([model.decode(model.network(normalise(c.to(model.device), model))).cpu() for c, _, _ in crops])
+    decoded = torch.cat(
+        [
+            model.decode(model.network(normalise(c.to(model.device), model))).cpu()
+            for c, _, _ in crops
+        ]
+    )
     boxes = torch.from_numpy(np.stack([person.box for person in people.people]))
     back = geometry.invert_affines(geometry.crop_affines(boxes, model.input_size, model.padding))
     positions = geometry.apply_affines(back, decoded[..., :2]).float()
@@ -181,7 +188,7 @@ def train_tokenizer(recipe: TokenizerRecipe, data: Path, runs: Path, device: str
             poses[0][chosen], poses[1][chosen], model.input_size, recipe, epoch
         )
         order = torch.randperm(len(moved), generator=torch.Generator().manual_seed(epoch))
-        for rows in order[: steps * recipe.batch].split(recipe.batch):
+        for rows in torch.split(order[: steps * recipe.batch], recipe.batch):
             yield moved[rows], seen[rows]
 
     def loss(batch: tuple[Tensor, Tensor], _: Stage) -> Tensor:
@@ -298,7 +305,8 @@ def _fit(
     steps_per_epoch: Callable[[Stage], int],
 ) -> AveragedModel:
     """Run all stages from wherever the folder's checkpoint left off; returns averaged weights."""
-    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+    average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
     checkpoint = folder / "checkpoint.pt"
     done, saved_optimizer = 0, None
     if checkpoint.is_file():
@@ -323,14 +331,16 @@ def _fit(
             for epoch in range(max(first, done), last):
                 step = (epoch - first) * steps
                 total = 0.0
-                bar = tqdm(batches(stage, epoch), total=steps, desc=f"epoch {epoch + 1}/{_end(stages)}")
+                bar = tqdm(
+                    batches(stage, epoch), total=steps, desc=f"epoch {epoch + 1}/{_end(stages)}"
+                )
                 for count, batch in enumerate(bar, 1):
                     rate = schedule(step + count, steps * stage.epochs)
                     for group in optimizer.param_groups:
                         group["lr"] = stage.learning_rate * rate
                     value = loss(batch, stage)
                     optimizer.zero_grad()
-                    value.backward()
+                    value.backward()  # type: ignore[no-untyped-call]
                     nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
                     optimizer.step()
                     averaged.update_parameters(module)
@@ -386,7 +396,9 @@ def _folder(runs: Path, recipe: PoseRecipe | TokenizerRecipe) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     used, text = folder / "recipe.json", json.dumps(asdict(recipe), indent=1)
     if used.is_file() and used.read_text() != text:
-        raise RecipeError(f"{folder} holds a training by another recipe named {recipe.name}: move it")
+        raise RecipeError(
+            f"{folder} holds a training by another recipe named {recipe.name}: move it"
+        )
     used.write_text(text)
     return folder
 
@@ -396,8 +408,12 @@ def _steps(people: People, batch: int) -> Callable[[Stage], int]:
     return lambda _: size // batch
 
 
-def _loader(samples: Samples, batch: int, workers: int) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    return DataLoader(samples, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available())
+def _loader(
+    samples: Samples, batch: int, workers: int
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    return DataLoader(
+        samples, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
 
 
 def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
@@ -411,7 +427,9 @@ def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
     for name, prefixes in wanted.items():
         path = runs / name / f"{name}.safetensors"
         if not path.is_file():
-            raise RecipeError(f"{recipe.name} starts from {name}: train that first ({path} is missing)")
+            raise RecipeError(
+                f"{recipe.name} starts from {name}: train that first ({path} is missing)"
+            )
         taken = {k: v for k, v in read_tensors(path).items() if k.startswith(prefixes)}
         state |= {key: value for key, value in taken.items() if key in state}
         missing = [key for key in state if key.startswith(prefixes) and key not in taken]
@@ -431,5 +449,3 @@ def _read_poses(
         boxes = poses["bbox_xywh"].astype(np.float32)
     enough = (keypoints[..., 2] > 0).sum(1) >= 5
     return keypoints[enough], boxes[enough]
-
-

@@ -181,7 +181,9 @@ def _build(kind: type[T], table: dict[str, Any], path: Path) -> T:
     known = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(table.keys() - known)
     if unknown:
-        raise RecipeError(f"{path}: unknown key {unknown[0]!r}; {kind.__name__} has {sorted(known)}")
+        raise RecipeError(
+            f"{path}: unknown key {unknown[0]!r}; {kind.__name__} has {sorted(known)}"
+        )
     try:
         return kind(**table)
     except TypeError as error:

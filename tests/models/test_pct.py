@@ -92,7 +92,9 @@ def test_hidden_joints_leave_no_trace_in_the_tokens() -> None:
 
 
 def test_dead_entries_are_revived_and_live_ones_kept() -> None:
-    tokenizer = pct.Tokenizer(17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(1, 8, 16, 8))
+    tokenizer = pct.Tokenizer(
+        17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(1, 8, 16, 8)
+    )
     tokenizer.ema_cluster_size.fill_(5.0)
     tokenizer.ema_cluster_size[7] = 0.0
     before = tokenizer.codebook.clone()
@@ -104,7 +106,9 @@ def test_dead_entries_are_revived_and_live_ones_kept() -> None:
 
 
 def test_the_unit_changes_what_layers_see_not_what_comes_out() -> None:
-    coarse = pct.Tokenizer(17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(1, 8, 16, 8), unit=64)
+    coarse = pct.Tokenizer(
+        17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(1, 8, 16, 8), unit=64
+    )
     fine = pct.Tokenizer(17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(1, 8, 16, 8))
     fine.load_state_dict(coarse.state_dict())
     keypoints, visible = 200 * torch.rand(2, 17, 2), torch.ones(2, 17)

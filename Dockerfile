@@ -1,0 +1,47 @@
+# The wheels of torch carry CUDA, so a slim Python is base enough for a GPU host too: it needs the
+# NVIDIA driver and its container toolkit, nothing more.
+#
+# An image for CPU hosts is several GB smaller if torch comes from an index of CPU wheels:
+#   docker build --build-arg PIP_EXTRA_INDEX_URL=<that index> .
+
+FROM python:3.12-slim AS dependencies
+WORKDIR /src
+RUN python -m venv /opt/posemux
+ARG PIP_EXTRA_INDEX_URL
+# Only what names the dependencies, so that a change of code does not install torch again.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+    && /opt/posemux/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+
+FROM python:3.12-slim AS wheel
+WORKDIR /src
+COPY . .
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
+
+FROM python:3.12-slim
+# OpenCV's libraries; ultralytics wants the build of OpenCV that has windows.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --no-create-home posemux
+COPY --from=dependencies /opt/posemux /opt/posemux
+RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
+    /opt/posemux/bin/pip install --no-cache-dir --no-deps /dist/*.whl
+
+# The root file system may be read-only: all that is ever written goes below /tmp.
+ENV PATH=/opt/posemux/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_OFFLINE=1 \
+    HOME=/tmp \
+    YOLO_CONFIG_DIR=/tmp \
+    POSE_PORT=8000
+
+USER 1000:1000
+WORKDIR /tmp
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# http.client, because urllib would take a proxy of the environment on its way to this very host.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; service = http.client.HTTPConnection('127.0.0.1', int(os.environ['POSE_PORT']), timeout=2); service.request('GET', '/readyz'); sys.exit(service.getresponse().status != 200)"]
+CMD ["posemux", "serve", "--host", "0.0.0.0"]

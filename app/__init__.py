@@ -1,0 +1,1 @@
+"""The posemux service: an HTTP door, an engine with one device thread, and the way through it."""

@@ -1,0 +1,311 @@
+"""Images to poses: find people, cut them out, estimate, map back. No threads, no HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from app.crops import ImageBatch, crop
+from app.detector import Detections, Detector
+from app.errors import InferenceError
+from app.metrics import Metrics
+from models.coco import JOINTS, OKS_SIGMAS
+from models.geometry import apply_affines, crop_affines, crop_regions, invert_affines
+from models.pose_model import PoseModel
+
+#: Joints below this score do not count in a person's score (mmpose and PCT, `kpt_thr`).
+_JOINT_THRESHOLD = 0.2
+#: Detected people whose poses are more alike than this are one person (object keypoint similarity).
+_SAME_POSE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one image's request asked for."""
+
+    model: str
+    """The pose model's name."""
+    boxes: npt.NDArray[np.float32] | None = None
+    """`(P, 4)` as `x1, y1, x2, y2` in image pixels: the people, so that nobody is looked for. Every
+    box is answered, in this order, and none is suppressed."""
+    min_score: float = 0.3
+    """Detected people of lower scores are left out."""
+    max_people: int = 100
+    """Of more detected people, the best so many are kept."""
+    flip_test: bool = False
+    """Estimate the mirrored crop as well and average: a little better, at twice the price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Poses:
+    """The answer for one image: detected people best first, one's own boxes in their order."""
+
+    model: str
+    """The pose model's name."""
+    boxes: npt.NDArray[np.float32]
+    """`(P, 4)` as `x1, y1, x2, y2` in image pixels."""
+    scores: npt.NDArray[np.float32]
+    """`(P,)` box score times the mean score of the joints above 0.2, 0 where there is none; the
+    score of one's own box is 1."""
+    keypoints: npt.NDArray[np.float32]
+    """`(P, 17, 3)`: x, y in image pixels, score in [0, 1]."""
+    timings: dict[str, float]
+    """Seconds in each stage of the batch that this image was in."""
+
+
+class Pipeline:
+    """The way from images to poses.
+
+    Args:
+        detector: finds the people.
+        pose_models: by name, all on `device`.
+        device: where everything is computed.
+        max_batch_people: crops in one forward pass of a pose network, mirrored ones included.
+        metrics: where stages, batches, images and persons are counted, if anywhere.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        pose_models: Mapping[str, PoseModel],
+        device: torch.device,
+        max_batch_people: int,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._detector = detector
+        self._pose_models = dict(pose_models)
+        self._device = device
+        self._max_batch_people = max_batch_people
+        self._metrics = metrics or Metrics()
+        for name, model in self._pose_models.items():
+            card = model.card
+            self._metrics.model_info.labels(
+                name, card.representation, card.backbone, str(device)
+            ).set(1)
+            self._metrics.persons.labels(card.representation)
+
+    def __call__(
+        self, images: Sequence[npt.NDArray[np.uint8]], options: Sequence[Options]
+    ) -> list[Poses]:
+        """Estimate the poses in a batch of images.
+
+        Args:
+            images: `(H, W, 3)` uint8 RGB each, of any sizes.
+            options: what is asked of each; models must be among the loaded ones.
+
+        Returns:
+            One answer for each image, in their order.
+
+        Raises:
+            InferenceError: a network's output is not finite.
+        """
+        if not images:
+            return []
+        work = _Work(self._device)
+        answers = self._estimate(images, options, work)
+        self._count(answers, work)
+        return answers
+
+    def warm_up(self) -> None:
+        """Go once through everything, so that no request pays for what only the first one needs."""
+        image = np.full((480, 640, 3), 127, np.uint8)
+        box = np.array([[160, 0, 480, 480]], np.float32)
+        # An accelerator picks its kernels by batch size; a CPU would only lose time here.
+        crowds = {1, self._max_batch_people} if self._device.type == "cuda" else {1}
+        for name in self._pose_models:
+            for crowd in crowds:
+                options = Options(name, boxes=box.repeat(crowd, 0))
+                self._estimate([image], [options], _Work(self._device))
+        self._estimate([image], [Options(next(iter(self._pose_models)))], _Work(self._device))
+
+    @torch.inference_mode()
+    def _estimate(
+        self, images: Sequence[npt.NDArray[np.uint8]], options: Sequence[Options], work: _Work
+    ) -> list[Poses]:
+        with work.stage("detect"):
+            batch = ImageBatch.upload(images, self._device)
+            people = self._find(batch, options, work)
+
+        by_model: dict[str, list[int]] = {}
+        for index, (option, found) in enumerate(zip(options, people, strict=True)):
+            if len(found.boxes):
+                by_model.setdefault(option.model, []).append(index)
+        estimated = [
+            self._pose(self._pose_models[name], batch, members, options, people, work)
+            for name, members in by_model.items()
+        ]
+
+        with work.stage("postprocess"):
+            keypoints = [np.empty((0, JOINTS, 3), np.float32) for _ in images]
+            if estimated:
+                order = [index for members in by_model.values() for index in members]
+                ends = np.cumsum([len(people[index].boxes) for index in order])
+                on_host = torch.cat(estimated).cpu().numpy()
+                if not np.isfinite(on_host).all():
+                    raise InferenceError("The pose network's output is not finite.")
+                for index, own in zip(order, np.split(on_host, ends[:-1]), strict=True):
+                    keypoints[index] = own
+            parts = zip(options, people, keypoints, strict=True)
+            finished = [self._finish(*part, work.seconds) for part in parts]
+        return finished
+
+    def _find(self, batch: ImageBatch, options: Sequence[Options], work: _Work) -> list[Detections]:
+        """Each image's people: its own boxes, or the detector's, for all such images at once."""
+        searched = [index for index, option in enumerate(options) if option.boxes is None]
+        found: dict[int, Detections] = {}
+        if searched:
+            work.batches.append(("detect", len(searched)))
+            lowest = min(options[index].min_score for index in searched)
+            detections = self._detector([batch[index] for index in searched], lowest)
+            found = dict(zip(searched, detections, strict=True))
+        people = []
+        for index, option in enumerate(options):
+            if option.boxes is not None:
+                people.append(Detections(option.boxes, np.ones(len(option.boxes), np.float32)))
+            else:
+                # Best first, so those above the image's own threshold are the first so many.
+                enough = int((found[index].scores >= option.min_score).sum())
+                first = slice(min(enough, option.max_people))
+                people.append(Detections(found[index].boxes[first], found[index].scores[first]))
+        return people
+
+    def _pose(
+        self,
+        model: PoseModel,
+        batch: ImageBatch,
+        members: Sequence[int],
+        options: Sequence[Options],
+        people: Sequence[Detections],
+        work: _Work,
+    ) -> Tensor:
+        """Keypoints `(P, 17, 3)` in image pixels of all people of these images, on the device."""
+        counts = [len(people[index].boxes) for index in members]
+        owners = torch.from_numpy(np.repeat(members, counts)).to(self._device)
+        boxes = torch.from_numpy(np.concatenate([people[index].boxes for index in members]))
+        affines = crop_affines(boxes.to(self._device), model.input_size, model.padding)
+        flips = np.repeat([options[index].flip_test for index in members], counts)
+        step = max(self._max_batch_people // 2, 1) if flips.any() else self._max_batch_people
+        parts = []
+        for start in range(0, len(owners), step):
+            part = slice(start, start + step)
+            with work.stage("crop"):
+                crops = crop(
+                    batch, owners[part], affines[part], model.input_size, model.mean, model.std
+                )
+            with work.stage("pose"):
+                keypoints = self._keypoints(model, crops, flips[part], work)
+            with work.stage("postprocess"):
+                points = apply_affines(invert_affines(affines[part]), keypoints[..., :2])
+                parts.append(torch.cat((points.float(), keypoints[..., 2:]), -1))
+        return torch.cat(parts)
+
+    def _keypoints(
+        self, model: PoseModel, crops: Tensor, flips: npt.NDArray[np.bool_], work: _Work
+    ) -> Tensor:
+        """Keypoints `(N, 17, 3)` in crop pixels, averaged with the mirrored crop's where asked."""
+        count = len(crops)
+        if flips.any():
+            mirrored = torch.from_numpy(flips.nonzero()[0]).to(self._device)
+            crops = torch.cat((crops, crops[mirrored].flip(-1)))
+        work.batches.append(("pose", len(crops)))
+        keypoints: Tensor = model.decode(model.network(crops.to(model.dtype)))
+        if flips.any():
+            keypoints, flipped = keypoints[:count], keypoints[count:]
+            keypoints[mirrored] = model.flip_merge(keypoints[mirrored], flipped)
+        return keypoints
+
+    def _finish(
+        self,
+        option: Options,
+        people: Detections,
+        keypoints: npt.NDArray[np.float32],
+        seconds: dict[str, float],
+    ) -> Poses:
+        """Score one image's people and, where they were detected, drop duplicates and sort."""
+        counted = np.where(keypoints[..., 2] > _JOINT_THRESHOLD, keypoints[..., 2], 0)
+        joints = np.maximum((counted > 0).sum(-1), 1).astype(np.float32)
+        scores = people.scores * counted.sum(-1) / joints
+        boxes = people.boxes
+        if option.boxes is None and len(boxes):
+            model = self._pose_models[option.model]
+            _, sizes = crop_regions(torch.from_numpy(boxes), model.input_size, model.padding)
+            kept = oks_nms(keypoints, scores, sizes.prod(-1).numpy(), _SAME_POSE)
+            boxes, scores, keypoints = boxes[kept], scores[kept], keypoints[kept]
+        return Poses(option.model, boxes, scores, keypoints, seconds)
+
+    def _count(self, answers: Sequence[Poses], work: _Work) -> None:
+        metrics = self._metrics
+        for stage, seconds in work.seconds.items():
+            metrics.stage_duration.labels(stage).observe(seconds)
+        for stage, size in work.batches:
+            metrics.batch_size.labels(stage).observe(size)
+        metrics.images.inc(len(answers))
+        persons: Counter[str] = Counter()
+        for answer in answers:
+            persons[self._pose_models[answer.model].card.representation] += len(answer.scores)
+        for representation, count in persons.items():
+            metrics.persons.labels(representation).inc(count)
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            metrics.device_memory.labels("allocated").set(torch.cuda.memory_allocated(self._device))
+            metrics.device_memory.labels("reserved").set(torch.cuda.memory_reserved(self._device))
+            metrics.device_memory.labels("free").set(free)
+            metrics.device_memory.labels("total").set(total)
+
+
+def oks_nms(
+    keypoints: npt.NDArray[np.floating],
+    scores: npt.NDArray[np.floating],
+    areas: npt.NDArray[np.floating],
+    threshold: float,
+) -> npt.NDArray[np.intp]:
+    """Non-maximum suppression of one image's poses by their object keypoint similarity.
+
+    Args:
+        keypoints: `(P, 17, 2 or more)`: x, y in image pixels.
+        scores: `(P,)`.
+        areas: `(P,)` square pixels of each person's padded box.
+        threshold: of two poses more alike than this, the one of the lower score goes.
+
+    Returns:
+        Indices of those who stay, best first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    points, sizes = keypoints[order, :, :2].astype(np.float64), areas[order]
+    distances = ((points[:, None] - points) ** 2).sum(-1)
+    spread = (2 * np.asarray(OKS_SIGMAS)) ** 2 * (sizes[:, None] + sizes)[..., None]
+    similar = np.exp(-distances / spread).mean(-1) > threshold
+    suppresses = np.triu(similar, 1)
+    # Somebody stays whom nobody who stays suppresses. Each round settles at least one more person,
+    # in the order of their scores, and one without a change settles all.
+    stays = np.ones(len(order), np.bool_)
+    while True:
+        settled = ~(suppresses & stays[:, None]).any(0)
+        if (settled == stays).all():
+            return order[stays]
+        stays = settled
+
+
+class _Work:
+    """What one batch took: seconds in each stage, and the sizes of what went through a network."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds = dict.fromkeys(("detect", "crop", "pose", "postprocess"), 0.0)
+        self.batches: list[tuple[str, int]] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[name] += time.perf_counter() - begin

@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from app.crops import ImageBatch, crop
+from models.geometry import apply_affines, crop_affines, invert_affines
+
+CPU = torch.device("cpu")
+FIXTURES = Path(__file__).parents[3] / "shared/reference/fixtures"
+GREY_LEVELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+
+needs_fixtures = pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason="the reference's golden numbers are not beside this repository"
+)
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def crops_of(images, owners, affines, size=(48, 64), **normalisation):
+    batch = ImageBatch.upload(images, CPU)
+    crops = crop(batch, torch.tensor(owners), affines, size, **normalisation or GREY_LEVELS)
+    return crops.permute(0, 2, 3, 1).numpy()
+
+
+def test_a_batch_gives_every_image_back():
+    images = [picture(5, 7), picture(1, 1, 1), picture(9, 2, 2)]
+    batch = ImageBatch.upload(images, CPU)
+    for index, image in enumerate(images):
+        np.testing.assert_array_equal(batch[index].numpy(), image)
+
+
+def test_upload_takes_views_and_read_only_arrays():
+    image = picture(6, 8)[::-1, ::2]
+    image.flags.writeable = False
+    np.testing.assert_array_equal(ImageBatch.upload([image], CPU)[0].numpy(), image)
+
+
+def test_crops_are_what_opencv_warps():
+    image = picture(90, 120)
+    boxes = torch.tensor(
+        [[20.0, 10, 70, 80], [-30, -20, 25, 40], [60, 30, 61, 33], [0, 0, 120, 90]]
+    )
+    affines = crop_affines(boxes, (48, 64))
+    ours = crops_of([image], [0] * 4, affines)
+    for mine, affine in zip(ours, affines.numpy(), strict=True):
+        theirs = cv2.warpAffine(image, affine, (48, 64), flags=cv2.INTER_LINEAR)
+        # Theirs is rounded to whole grey levels, and up to OpenCV 4 so are source positions, to
+        # 1/32 of a pixel: on noise that is several levels.
+        tolerance = 1 if int(cv2.__version__.split(".")[0]) >= 5 else 16
+        np.testing.assert_allclose(mine, theirs, atol=tolerance)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("index", [0, 1])
+def test_crops_are_those_of_mmpose(index):
+    golden = np.load(FIXTURES / "mmpose_codecs.npz")
+    boxes = torch.from_numpy(golden["pre/bbox_xyxy"])[index, None]
+    affines = crop_affines(boxes, (96, 128))
+    np.testing.assert_allclose(affines[0], golden[f"pre/udp0_{index}/M"], atol=1e-4)
+    ours = crops_of([golden["pre/img_bgr"]], [0], affines, (96, 128))[0]
+    np.testing.assert_allclose(ours, golden[f"pre/udp0_{index}/crop"], atol=1)
+
+
+def test_people_of_several_images_share_a_batch_without_mixing():
+    images = [picture(40, 60, 1), picture(70, 30, 2), picture(8, 8, 3)]
+    boxes = torch.tensor([[5.0, 5, 25, 65], [10, 2, 50, 38], [1, 1, 6, 6], [0, 10, 30, 60]])
+    owners = [1, 0, 2, 1]
+    affines = crop_affines(boxes, (48, 64))
+    together = crops_of(images, owners, affines)
+    for person, owner in enumerate(owners):
+        alone = crops_of([images[owner]], [0], affines[person, None])[0]
+        np.testing.assert_array_equal(together[person], alone)
+
+
+def test_beyond_the_border_there_is_black_before_normalisation():
+    image = np.full((20, 20, 3), 255, np.uint8)
+    affines = crop_affines(torch.tensor([[-100.0, -100, -50, -50]]), (48, 64))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    crops = crops_of([image], [0], affines, mean=mean, std=std)
+    np.testing.assert_allclose(crops[0, 3, 5], -np.array(mean) / std, rtol=1e-5)
+
+
+def test_normalisation_keeps_the_colours_apart():
+    image = np.full((20, 20, 3), (255, 51, 0), np.uint8)
+    affines = torch.eye(2, 3, dtype=torch.float64)[None]
+    crops = crops_of([image], [0], affines, (4, 4), mean=(0.5, 0.1, 0.2), std=(0.5, 0.2, 0.1))
+    np.testing.assert_allclose(crops[0, 1, 1], (1.0, 0.5, -2.0), rtol=1e-5)
+
+
+def test_a_box_without_an_area_still_gives_a_crop():
+    affines = crop_affines(torch.tensor([[10.0, 10, 10, 10]]), (48, 64))
+    crops = crops_of([picture(20, 20)], [0], affines)
+    assert crops.shape == (1, 64, 48, 3)
+    assert np.isfinite(crops).all()
+
+
+def test_points_come_back_to_where_they_were_cut_from():
+    image = np.zeros((100, 140, 3), np.uint8)
+    image[61, 37] = 255
+    affines = crop_affines(torch.tensor([[20.0, 40, 60, 90]]), (96, 128))
+    crops = crops_of([image], [0], affines, (96, 128))[0, ..., 0]
+    y, x = np.unravel_index(crops.argmax(), crops.shape)
+    back = apply_affines(invert_affines(affines), torch.tensor([[[float(x), float(y)]]]))
+    np.testing.assert_allclose(back[0, 0], (37, 61), atol=0.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_crops_are_the_same_on_cuda():
+    images = [picture(90, 120, 1), picture(33, 50, 2)]
+    affines = crop_affines(torch.tensor([[20.0, 10, 70, 80], [-5, 4, 60, 30]]), (48, 64))
+    owners = torch.tensor([0, 1])
+    here, there = (
+        crop(ImageBatch.upload(images, device), owners, affines, (48, 64), **GREY_LEVELS).cpu()
+        for device in (CPU, torch.device("cuda"))
+    )
+    torch.testing.assert_close(here, there, atol=1e-2, rtol=0)

@@ -1,0 +1,317 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from torch import nn
+
+from app.detector import Detections
+from app.errors import InferenceError
+from app.metrics import Metrics
+from app.pipeline import Options, Pipeline, oks_nms
+from models.coco import OKS_SIGMAS
+from models.heatmap import Heatmap
+from models.network import Architecture
+from models.pose_model import MEAN, STD, Card, PoseModel
+
+CPU = torch.device("cpu")
+FIXTURES = Path(__file__).parents[3] / "shared/reference/fixtures"
+SIZE = (48, 64)
+
+#: Joints in the order of COCO, and the colour of the spot at which each of them is found. Joints
+#: that mirror each other share one, so that a mirrored person is a person.
+COLOURS = [(joint + 1) // 2 % 3 for joint in range(17)]
+
+
+class Colours(nn.Module):
+    """A heatmap for each joint that is as bright as the joint's colour."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(STD).view(1, 3, 1, 1), requires_grad=False)
+        self.crops_seen = []
+
+    def forward(self, crops):
+        self.crops_seen.append(len(crops))
+        colours = crops * self.weight + torch.tensor(MEAN).view(1, 3, 1, 1)
+        return colours[:, COLOURS]
+
+
+def card(representation, **options):
+    architecture = Architecture(representation, "test_resnet.r160_in1k", **options)
+    return Card("test", architecture, "", "", "", "", "")
+
+
+@pytest.fixture
+def spotter():
+    """A pose model that finds the joints of people who are a red, a green and a blue spot."""
+    representation = Heatmap(input_size=SIZE, stride=1)
+    return PoseModel(card("dark", input_size=SIZE), Colours(), representation)
+
+
+NOBODY = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32))
+
+
+class KnownPeople:
+    """A detector that has been told who is where, by the image's size."""
+
+    def __init__(self, people):
+        self.people = people
+        self.calls = []
+
+    def __call__(self, images, min_score):
+        self.calls.append((len(images), min_score))
+        found = [self.people.get(tuple(image.shape[:2]), NOBODY) for image in images]
+        kept = [(people, people.scores >= min_score) for people in found]
+        return [Detections(people.boxes[keep], people.scores[keep]) for people, keep in kept]
+
+
+def draw(shape, people):
+    """An image of people, `(P, 3, 2)`: each a red, a green and a blue spot."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    image = np.zeros((*shape, 3))
+    for person in people:
+        for colour, (x, y) in enumerate(person):
+            image[..., colour] += 250 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)
+    return image.clip(0, 255).round().astype(np.uint8)
+
+
+def boxes_of(people):
+    people = np.asarray(people, np.float32)
+    return np.concatenate((people.min(1) - 15, people.max(1) + 15), -1)
+
+
+PEOPLE = {
+    (150, 200): [[(40, 40), (60, 50), (50, 90)], [(140, 50), (130, 70), (150.5, 110.25)]],
+    (220, 130): [[(60, 60), (70, 90), (50, 150)]],
+    (100, 100): [],
+}
+IMAGES = {shape: draw(shape, people) for shape, people in PEOPLE.items()}
+SHAPES = list(PEOPLE)
+
+
+def detections(shape, scores=(0.9, 0.8)):
+    people = PEOPLE[shape]
+    if not people:
+        return NOBODY
+    return Detections(boxes_of(people), np.array(scores[: len(people)], np.float32))
+
+
+def pipeline_of(model, detector=None, max_batch_people=64, metrics=None):
+    models = {"spots": model}
+    detector = detector or KnownPeople({shape: detections(shape) for shape in SHAPES})
+    return Pipeline(detector, models, CPU, max_batch_people, metrics)
+
+
+def assert_at(poses, people, atol=0.5):
+    assert poses.keypoints.shape == (len(people), 17, 3)
+    for keypoints, person in zip(poses.keypoints, people, strict=True):
+        np.testing.assert_allclose(keypoints[:, :2], np.array(person)[COLOURS], atol=atol)
+
+
+def test_people_of_several_images_are_found_where_they_are(spotter):
+    answers = pipeline_of(spotter)([IMAGES[shape] for shape in SHAPES], [Options("spots")] * 3)
+    for poses, shape in zip(answers, SHAPES, strict=True):
+        assert_at(poses, PEOPLE[shape])
+        np.testing.assert_array_equal(poses.boxes, detections(shape).boxes)
+        assert poses.model == "spots"
+    assert spotter.network.crops_seen == [3]
+
+
+def test_a_batch_of_few_people_changes_no_answer(spotter):
+    images, options = [IMAGES[shape] for shape in SHAPES], [Options("spots")] * 3
+    at_once = pipeline_of(spotter)(images, options)
+    one_by_one = pipeline_of(spotter, max_batch_people=1)(images, options)
+    assert spotter.network.crops_seen == [3, 1, 1, 1]
+    for one, other in zip(at_once, one_by_one, strict=True):
+        np.testing.assert_allclose(one.keypoints, other.keypoints, atol=1e-4)
+
+
+def test_own_boxes_keep_their_order_and_nobody_is_looked_for(spotter):
+    detector = KnownPeople({})
+    shape = (150, 200)
+    boxes = boxes_of(PEOPLE[shape])[[1, 0, 1]]
+    poses = pipeline_of(spotter, detector)([IMAGES[shape]], [Options("spots", boxes=boxes)])[0]
+    assert detector.calls == []
+    assert_at(poses, [PEOPLE[shape][index] for index in (1, 0, 1)])
+    np.testing.assert_array_equal(poses.boxes, boxes)
+
+
+def test_the_detector_gets_all_that_need_it_at_the_lowest_threshold(spotter):
+    shape, other = (150, 200), (220, 130)
+    detector = KnownPeople({shape: detections(shape, (0.9, 0.25)), other: detections(other)})
+    options = [
+        Options("spots", min_score=0.5),
+        Options("spots", boxes=boxes_of(PEOPLE[other])),
+        Options("spots", min_score=0.2),
+        Options("spots", min_score=0.2, max_people=1),
+    ]
+    images = [IMAGES[shape], IMAGES[other], IMAGES[shape], IMAGES[shape]]
+    answers = pipeline_of(spotter, detector)(images, options)
+    assert detector.calls == [(3, 0.2)]
+    assert [len(poses.scores) for poses in answers] == [1, 1, 2, 1]
+
+
+def test_scores_are_the_box_times_the_joints_that_are_seen(spotter):
+    shape = (150, 200)
+    image = IMAGES[shape].copy()
+    image[..., 1] //= 2  # greens are half sure
+    image[..., 2] //= 10  # blues do not count
+    poses = pipeline_of(spotter)([image], [Options("spots")])[0]
+    seen = np.where(poses.keypoints[..., 2] > 0.2, poses.keypoints[..., 2], np.nan)
+    np.testing.assert_allclose(poses.scores, [0.9, 0.8] * np.nanmean(seen, 1), rtol=1e-5)
+    assert np.isnan(seen).any()
+
+
+def test_a_person_without_a_joint_scores_nothing(spotter):
+    black = np.zeros((50, 60, 3), np.uint8)
+    boxes = np.array([[5, 5, 25, 45]], np.float32)
+    poses = pipeline_of(spotter)([black], [Options("spots", boxes=boxes)])[0]
+    assert poses.scores.tolist() == [0]
+
+
+def test_detected_people_come_best_first_and_duplicates_go(spotter):
+    shape = (150, 200)
+    known = detections(shape)
+    twice = Detections(
+        np.concatenate((known.boxes[:1], known.boxes[:1] + 1, known.boxes[1:])),
+        np.array([0.9, 0.85, 0.8], np.float32),
+    )
+    image = IMAGES[shape].copy()
+    image[:, :100] //= 2  # the first person turns out to be the lesser one
+    poses = pipeline_of(spotter, KnownPeople({shape: twice}))([image], [Options("spots")])[0]
+    assert (np.diff(poses.scores) < 0).all()
+    assert_at(poses, [PEOPLE[shape][1], PEOPLE[shape][0]])
+    np.testing.assert_array_equal(poses.boxes, known.boxes[::-1])
+
+
+def test_flipping_finds_the_same_joints_for_those_who_ask(spotter):
+    images = [IMAGES[(150, 200)], IMAGES[(220, 130)]]
+    options = [Options("spots", flip_test=True), Options("spots")]
+    metrics = Metrics()
+    flipped = pipeline_of(spotter, metrics=metrics)(images, options)
+    assert_at(flipped[0], PEOPLE[(150, 200)])
+    assert_at(flipped[1], PEOPLE[(220, 130)])
+    assert spotter.network.crops_seen == [5]
+
+
+def test_flipping_keeps_within_the_largest_batch(spotter):
+    shape = (150, 200)
+    options = [Options("spots", flip_test=True)]
+    pipeline_of(spotter, max_batch_people=2)([IMAGES[shape]], options)
+    assert spotter.network.crops_seen == [2, 2]
+
+
+def test_each_pose_model_has_batches_of_its_own(spotter):
+    other = PoseModel(spotter.card, Colours(), spotter.representation)
+    known = KnownPeople({shape: detections(shape) for shape in SHAPES})
+    pipeline = Pipeline(known, {"one": spotter, "two": other}, CPU, 64)
+    shapes = [(150, 200), (220, 130), (150, 200)]
+    options = [Options("one"), Options("two"), Options("one")]
+    answers = pipeline([IMAGES[shape] for shape in shapes], options)
+    assert spotter.network.crops_seen == [4]
+    assert other.network.crops_seen == [1]
+    for poses, shape, option in zip(answers, shapes, options, strict=True):
+        assert_at(poses, PEOPLE[shape])
+        assert poses.model == option.model
+
+
+def test_nobody_is_an_empty_answer(spotter):
+    for options in (Options("spots"), Options("spots", boxes=np.empty((0, 4), np.float32))):
+        poses = pipeline_of(spotter)([IMAGES[(100, 100)]], [options])[0]
+        assert poses.boxes.shape == (0, 4)
+        assert poses.scores.shape == (0,)
+        assert poses.keypoints.shape == (0, 17, 3)
+    assert spotter.network.crops_seen == []
+    assert pipeline_of(spotter)([], []) == []
+
+
+def test_a_box_without_an_area_breaks_nothing(spotter):
+    boxes = np.array([[20, 20, 20, 20], [10, 10, 10, 40]], np.float32)
+    poses = pipeline_of(spotter)([IMAGES[(100, 100)]], [Options("spots", boxes=boxes)])[0]
+    assert np.isfinite(poses.keypoints).all()
+
+
+def test_what_is_no_number_is_not_returned(spotter):
+    spotter.network.weight[:] = torch.nan
+    with pytest.raises(InferenceError):
+        pipeline_of(spotter)([IMAGES[(150, 200)]], [Options("spots")])
+
+
+def test_timings_and_metrics_tell_what_was_done(spotter):
+    registry = CollectorRegistry()
+    pipeline = pipeline_of(spotter, max_batch_people=2, metrics=Metrics(registry))
+    pipeline.warm_up()
+    assert registry.get_sample_value("pose_images_total") == 0
+
+    answers = pipeline([IMAGES[shape] for shape in SHAPES], [Options("spots")] * 3)
+
+    def value(name, **labels):
+        return registry.get_sample_value(name, labels)
+
+    assert set(answers[0].timings) == {"detect", "crop", "pose", "postprocess"}
+    assert all(seconds > 0 for seconds in answers[0].timings.values())
+    assert value("pose_images_total") == 3
+    assert value("pose_persons_total", representation="dark") == 3
+    assert value("pose_stage_duration_seconds_count", stage="pose") == 1
+    assert value("pose_batch_size_sum", stage="detect") == 3
+    assert value("pose_batch_size_count", stage="pose") == 2
+    assert value("pose_batch_size_sum", stage="pose") == 3
+    labels = {"model": "spots", "representation": "dark", "device": "cpu"}
+    assert value("pose_model_info", backbone="test_resnet.r160_in1k", **labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("representation", "options"),
+    [
+        ("simcc", {"input_size": (64, 96), "options": {"feature_stride": 32}}),
+        ("dark", {"input_size": (64, 96), "options": {"stride": 4}}),
+    ],
+)
+def test_real_networks_give_every_image_its_own_poses(representation, options):
+    torch.manual_seed(0)
+    model = PoseModel.fresh(card(representation, **options)).eval()
+    pipeline = pipeline_of(model)
+    images = [IMAGES[shape] for shape in SHAPES]
+    asked = [Options("spots", flip_test=flip) for flip in (True, False, True)]
+    together = pipeline(images, asked)
+    for image, option, poses in zip(images, asked, together, strict=True):
+        alone = pipeline([image], [option])[0]
+        np.testing.assert_allclose(poses.keypoints, alone.keypoints, atol=1e-2)
+        np.testing.assert_allclose(poses.scores, alone.scores, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason="the reference's golden numbers are not beside this repository"
+)
+@pytest.mark.parametrize("threshold", [0.9, 0.5])
+def test_suppression_is_that_of_hrnet(threshold):
+    golden = np.load(FIXTURES / "hrnet_official.npz")
+    kept = oks_nms(golden["nms/keypoints"], golden["nms/score"], golden["nms/area"], threshold)
+    np.testing.assert_array_equal(kept, golden[f"nms/keep_{threshold}"])
+
+
+def greedy(keypoints, scores, areas, threshold):
+    """The textbook's loop."""
+    left, kept = list(np.argsort(-scores)), []
+    while left:
+        best = left.pop(0)
+        kept.append(best)
+        squares = ((keypoints[left, :, :2] - keypoints[best, :, :2]) ** 2).sum(-1)
+        area = (areas[left] + areas[best]) / 2
+        oks = np.exp(-squares / (2 * np.array(OKS_SIGMAS)) ** 2 / area[:, None] / 2).mean(-1)
+        left = [person for person, same in zip(left, oks, strict=True) if same <= threshold]
+    return kept
+
+
+def test_suppression_is_greedy_through_chains_of_neighbours():
+    # In a chain only every other link stays: whom the best suppresses cannot suppress the next.
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 30):
+        keypoints = rng.uniform(0, 100, (17, 3)) + np.arange(length)[:, None, None] * 4.0
+        scores, areas = rng.uniform(size=length), np.full(length, 1000.0)
+        for threshold in (0.3, 0.5, 0.9):
+            kept = oks_nms(keypoints, scores, areas, threshold).tolist()
+            assert kept == greedy(keypoints, scores, areas, threshold)
+    assert 5 < len(oks_nms(keypoints, scores, areas, 0.3)) < 25

@@ -1,0 +1,161 @@
+"""The files around the code say what the code says: settings, metrics, packages, containers."""
+
+import json
+import re
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hatchling.build import build_wheel
+from packaging.requirements import Requirement
+from packaging.version import Version
+from prometheus_client import CollectorRegistry
+
+import models
+from app.metrics import Metrics
+from app.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ALERTS = ROOT / "docker/prometheus/alerts.yml"
+DASHBOARD = ROOT / "docker/grafana/dashboards/posemux.json"
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """YAML as `docker compose` reads it: `!reset` takes a value of the base file away."""
+
+
+ComposeLoader.add_constructor("!reset", lambda loader, node: None)
+
+
+def compose(name: str) -> dict[str, Any]:
+    return yaml.load((ROOT / name).read_text(), ComposeLoader)["services"]
+
+
+def series() -> dict[str, str]:
+    """Every time series that /metrics may show, with the metric that it belongs to."""
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "gauge": [""]}
+    registry = CollectorRegistry()
+    Metrics(registry)
+    return {
+        metric.name + suffix: metric.name
+        for metric in registry.collect()
+        for suffix in suffixes[metric.type]
+    }
+
+
+def used_series(text: str) -> set[str]:
+    return set(re.findall(r"\bpose_\w+", text))
+
+
+@pytest.mark.parametrize("path", [DASHBOARD, ALERTS], ids=lambda path: path.name)
+def test_dashboard_and_alerts_ask_for_series_that_exist(path: Path) -> None:
+    used = used_series(path.read_text())
+    assert used
+    assert used <= series().keys()
+
+
+def test_dashboard_shows_every_metric() -> None:
+    known = series()
+    shown = {known[name] for name in used_series(DASHBOARD.read_text()) & known.keys()}
+    assert set(known.values()) - shown == set()
+
+
+def test_dashboard_reads_the_provisioned_source() -> None:
+    provisioned = ROOT / "docker/grafana/provisioning/datasources/prometheus.yml"
+    (source,) = yaml.safe_load(provisioned.read_text())["datasources"]
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    queries = [query for panel in panels for query in panel["targets"]]
+    assert {query["datasource"]["uid"] for query in queries} == {source["uid"]}
+
+
+def test_readme_lists_every_setting() -> None:
+    readme = (ROOT / "README.md").read_text()
+    names = {f"POSE_{field.upper()}" for field in Settings.model_fields}
+    assert {name for name in names if not re.search(rf"\b{name}\b", readme)} == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "Dockerfile", "docker-compose.yml", "docker-compose.cpu.yml", str(ALERTS)],
+    ids=lambda name: Path(name).name,
+)
+def test_settings_named_elsewhere_exist(name: str) -> None:
+    named = re.findall(r"\bPOSE_([A-Z_]+[A-Z])\b", (ROOT / name).read_text())
+    assert {setting.lower() for setting in named} <= Settings.model_fields.keys()
+
+
+def test_readme_names_targets_that_exist() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text())
+    assert {"demo", "test"} <= set(named) <= set(targets)
+
+
+def test_constraints_pin_every_dependency_to_a_version_it_allows() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    # A bare version: no URL, no hash, no local build such as 2.15.0+cpu.
+    assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)] == []
+
+    versions = {
+        re.sub(r"[-_.]+", "-", name).lower(): Version(version)
+        for name, version in (pin.split("==") for pin in pins)
+    }
+    extras = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
+    for requirement in map(Requirement, PROJECT["dependencies"] + extras):
+        if requirement.name != PROJECT["name"]:
+            assert versions[requirement.name] in requirement.specifier, requirement
+
+
+def test_wheel_holds_code_weights_catalogue_and_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # where a build backend works, by PEP 517
+    with zipfile.ZipFile(tmp_path / build_wheel(str(tmp_path))) as wheel:
+        packed = set(wheel.namelist())
+
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("app", "models")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert {name for name in packed if ".dist-info/" not in name} == expected
+    bundled = [models.card(models.default(name)).weights for name in models.REPRESENTATIONS]
+    assert {f"models/weights/{weights}" for weights in bundled} <= packed
+    assert "models/catalogue.toml" in packed
+    assert any(re.fullmatch(r"models/training/recipes/.+\.toml", name) for name in packed)
+
+
+def test_compose_runs_the_service_and_its_watchers() -> None:
+    services = compose("docker-compose.yml")
+    assert services.keys() == {"posemux", "prometheus", "grafana"}
+    (gpu,) = services["posemux"]["deploy"]["resources"]["reservations"]["devices"]
+    assert gpu["capabilities"] == ["gpu"]
+
+    mounts = [mount for service in services.values() for mount in service.get("volumes", [])]
+    sources = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
+    assert sources
+    assert [source for source in sources if not (ROOT / source).is_dir()] == []
+
+    scraped = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
+    (target,) = scraped["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert target.split(":")[0] in services
+
+
+def test_compose_waits_for_the_drain() -> None:
+    grace = compose("docker-compose.yml")["posemux"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) > Settings.model_fields["drain_seconds"].default
+
+
+def test_compose_override_takes_the_gpu_away() -> None:
+    override = compose("docker-compose.cpu.yml")["posemux"]
+    assert override == {"environment": {"POSE_DEVICE": "cpu"}, "deploy": None}
+
+
+def test_licence_is_the_one_declared() -> None:
+    assert PROJECT["license"] == "AGPL-3.0-or-later"
+    assert (ROOT / "LICENSE").read_text().split()[:4] == ["GNU", "AFFERO", "GENERAL", "PUBLIC"]
