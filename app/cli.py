@@ -92,11 +92,7 @@ def _predict(options: argparse.Namespace) -> int:
         raise UsageError(f"no such file: {', '.join(missing)}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-    for name in (
-        _models(options, settings)
-        if options.model or options.representation
-        else [models.default(settings.representation)]
-    ):
+    for name in _models(options, [models.default(settings.representation)]):
         pipeline = _pipeline(settings, name)
         asked = Options(name, min_score=settings.min_score, max_people=settings.max_people)
         for index, path in enumerate(tqdm(paths, unit="image", disable=None)):
@@ -114,7 +110,9 @@ def _predict(options: argparse.Namespace) -> int:
             if options.out is not None:
                 drawn = options.out / f"{path.stem}.{models.card(name).representation}.jpg"
                 drawn.write_bytes(
-                    render.encode(render.draw(image, poses.keypoints, poses.boxes), "jpeg")
+                    render.encode(
+                        render.draw(image, poses.keypoints, poses.boxes, poses.scores), "jpeg"
+                    )
                 )
     return 0
 
@@ -144,7 +142,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         # As everybody does: with given boxes only people are asked for whose joints are known.
         entries = [entry for entry in entries if entry["id"] in boxes]
     rows: dict[str, dict[str, float]] = {}
-    for name in _models(options, settings):
+    for name in _models(options, settings.models):
         bar = tqdm(entries, desc=name, unit="image", disable=None)
         if options.url is None:
             answers = _ask_pipeline(settings, name, bar, pictures, boxes, options.flip_test)
@@ -286,13 +284,13 @@ def _pipeline(settings: Settings, name: str) -> Pipeline:
     return build_pipeline(settings.model_copy(update={"models": (name,)}), Metrics())
 
 
-def _models(options: argparse.Namespace, settings: Settings) -> list[str]:
-    """The pose models that were asked for; all bundled ones if none was."""
+def _models(options: argparse.Namespace, otherwise: Sequence[str]) -> Sequence[str]:
+    """The pose models that were asked for."""
     if options.model is not None:
         return [models.card(options.model).name]
     if options.representation is not None:
         return [models.default(options.representation)]
-    return list(settings.models)
+    return otherwise
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ object, no state between calls, no threads, no downloads, no telemetry.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -300,7 +301,7 @@ def train_detector(recipe: DetectorRecipe, data: Path, runs: Path, device: str) 
     layout = folder / "data" / "data.yaml"
     if not layout.is_file():
         _write_yolo_layout(recipe, data, layout)
-    start = recipe.architecture
+    trained_so_far: str | bool = False
     for number, stage in enumerate(recipe.stages):
         last = folder / f"stage{number}" / "weights" / "last.pt"
         done = last.with_name("done")
@@ -308,26 +309,47 @@ def train_detector(recipe: DetectorRecipe, data: Path, runs: Path, device: str) 
             overrides = {
                 **recipe.common,
                 **stage,
-                "model": str(last) if last.is_file() else start,
+                "model": str(last) if last.is_file() else recipe.architecture,
                 "resume": last.is_file(),
                 "data": str(layout),
                 "project": str(folder),
                 "name": f"stage{number}",
                 "exist_ok": True,
-                "pretrained": False,
+                "pretrained": trained_so_far,
                 "device": device,
                 "workers": 0 if device == "cpu" else 8,
                 "amp": device != "cpu",
                 "plots": False,
                 "patience": 0,
             }
-            Trainer(overrides=overrides).train()  # type: ignore[no-untyped-call]
+            trainer = Trainer(overrides=overrides)
+            _show_progress(trainer, stage=f"stage {number + 1}/{len(recipe.stages)}")
+            trainer.train()  # type: ignore[no-untyped-call]
             done.touch()
-        start = str(last)
-    trained, _ = load_checkpoint(start, torch.device("cpu"))  # type: ignore[no-untyped-call]
+        trained_so_far = str(last)
+    trained, _ = load_checkpoint(trained_so_far, torch.device("cpu"))  # type: ignore[no-untyped-call]
     path = folder / f"{recipe.name}.safetensors"
     save_detector(trained, path, recipe.size)
     return path
+
+
+def _show_progress(trainer: Any, stage: str) -> None:
+    """A bar for each epoch and a line of its figures: ultralytics itself is kept silent."""
+    bar = tqdm(unit="batch")
+
+    def begin(trainer: Any) -> None:
+        bar.reset(total=len(trainer.train_loader))
+        bar.set_description(f"{stage}, epoch {trainer.epoch + 1}/{trainer.epochs}")
+
+    def report(trainer: Any) -> None:
+        figures = {"AP50": "metrics/mAP50(B)", "AP": "metrics/mAP50-95(B)"}
+        found = {name: round(trainer.metrics.get(key, 0.0), 4) for name, key in figures.items()}
+        tqdm.write(json.dumps({"epoch": trainer.epoch + 1, **found}))
+
+    trainer.add_callback("on_train_epoch_start", begin)
+    trainer.add_callback("on_train_batch_end", lambda _: bar.update())
+    trainer.add_callback("on_fit_epoch_end", report)
+    trainer.add_callback("on_train_end", lambda _: bar.close())
 
 
 def _write_yolo_layout(recipe: DetectorRecipe, data: Path, layout: Path) -> None:

@@ -1,21 +1,21 @@
 """Bytes to an image: what it is, how large it is, and its pixels, upright and in RGB.
 
-Pillow reads headers, the rare modes and every format but one. The pixels of ordinary JPEGs, which
-is what nearly everybody sends, come from torchvision: the same pixels, on one core in 2.4 ms for
-bus.jpg where Pillow needs 8.1 and OpenCV 5.3, without the GIL, and, like Pillow but unlike OpenCV
-up to 4, refusing files that end early.
+Pillow reads the headers, the rare modes and every format but one: it is right about them, and
+strict. The pixels of ordinary JPEGs, which is what nearly everybody sends, come from OpenCV: the
+same pixels in 5.0 ms for bus.jpg on one core where Pillow and the way out of it need 8.5 (13 and 21
+for 1920x1080), and as strict with files that end early.
 """
 
 from __future__ import annotations
 
 import warnings
 from io import BytesIO
+from typing import cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import ExifTags, Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from app.errors import BadImageError, TooLargeError, UnsupportedImageTypeError
 
@@ -48,7 +48,9 @@ def sniff(data: bytes) -> str:
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    raise UnsupportedImageTypeError(f"The content is not an image of a format that is read: {ACCEPTED}.")
+    raise UnsupportedImageTypeError(
+        f"The content is not an image of a format that is read: {ACCEPTED}."
+    )
 
 
 def size(data: bytes, max_pixels: int) -> tuple[int, int]:
@@ -83,14 +85,22 @@ def decode(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
     picture = _open(data, max_pixels)
     try:
         if sniff(data) == "JPEG" and picture.mode in ("L", "RGB"):
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            pixels = decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+            pixels = _decode_jpeg(data)
         else:
             pixels = np.array(_flat(picture))
     except Exception as error:
         # Decoders that are fed anything raise anything.
         raise BadImageError("The image is damaged or ends early.") from error
     return _upright(pixels, _orientation(picture))
+
+
+def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
+    # Orientation is left alone: it is undone in one way for all formats.
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None:
+        raise ValueError("OpenCV cannot decode it")
+    return cast("npt.NDArray[np.uint8]", pixels)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -92,10 +92,25 @@ class Settings(BaseSettings):
 
     @field_validator("models")
     @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             try:
                 models.card(name)
             except models.UnknownModelError as error:
                 raise ValueError(str(error)) from error
         return names
+
+    @field_validator("representation")
+    @classmethod
+    def _has_a_model(cls, representation: str, info: ValidationInfo) -> str:
+        loaded = info.data.get("models", ())
+        if loaded and representation not in {models.card(name).representation for name in loaded}:
+            raise ValueError(f"none of the models {', '.join(loaded)} is of this representation")
+        return representation
+
+    @field_validator("max_queue")
+    @classmethod
+    def _holds_a_request(cls, max_queue: int, info: ValidationInfo) -> int:
+        if max_queue < info.data.get("max_images", 0):
+            raise ValueError("must be at least max_images: a request waits as a whole")
+        return max_queue

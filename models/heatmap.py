@@ -133,9 +133,9 @@ def _patches(maps: Tensor, x: Tensor, y: Tensor, radius: int) -> Tensor:
     height, width = maps.shape[1:]
     reach = torch.arange(-radius, radius + 1, device=maps.device)
     columns, rows = x[:, None] + reach, y[:, None] + reach
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & (
-        (columns >= 0) & (columns < width)
-    )[:, None, :]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
     flat = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
     values = maps.flatten(1).gather(1, flat.flatten(1)).view_as(flat)
     return torch.where(inside, values, 0)

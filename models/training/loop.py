@@ -108,7 +108,7 @@ def train_pose(recipe: PoseRecipe, data: Path, runs: Path, device: str, workers:
         weight_decay=recipe.weight_decay,
         steps_per_epoch=_steps(people, recipe.batch),
     )
-    module.load_state_dict(averaged.state_dict())
+    module.load_state_dict(averaged.module.state_dict())
     path = folder / f"{recipe.name}.safetensors"
     model.save(path)
     return path
@@ -223,7 +223,7 @@ def train_tokenizer(recipe: TokenizerRecipe, data: Path, runs: Path, device: str
         weight_decay=recipe.weight_decay,
         steps_per_epoch=lambda _: steps,
     )
-    tokenizer.load_state_dict(averaged.state_dict())
+    tokenizer.load_state_dict(averaged.module.state_dict())
     path = folder / f"{recipe.name}.safetensors"
     model.save(path)
     return path

@@ -158,6 +158,7 @@ def read(recipe: str) -> Recipe:
     kind = table.pop("kind", None)
     if kind not in _KINDS:
         raise RecipeError(f"{path}: kind must be one of {', '.join(_KINDS)}, not {kind!r}")
+    _check_keys(_KINDS[kind], table, path)
     try:
         if kind != "detector":
             table["architecture"] = Architecture.parse(table.get("architecture", {}))
@@ -178,13 +179,15 @@ def _size(stage: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _build(kind: type[T], table: dict[str, Any], path: Path) -> T:
-    known = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(table.keys() - known)
-    if unknown:
-        raise RecipeError(
-            f"{path}: unknown key {unknown[0]!r}; {kind.__name__} has {sorted(known)}"
-        )
+    _check_keys(kind, table, path)
     try:
         return kind(**table)
     except TypeError as error:
         raise RecipeError(f"{path}: {error}") from error
+
+
+def _check_keys(kind: type[Any], table: dict[str, Any], path: Path) -> None:
+    known = sorted(entry.name for entry in dataclasses.fields(kind))
+    unknown = sorted(table.keys() - set(known))
+    if unknown:
+        raise RecipeError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")

@@ -3,23 +3,17 @@ import random
 import resource
 import struct
 import zlib
-from importlib.util import find_spec
-from pathlib import Path
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from app import images
-from app.errors import BadImageError, PosemuxError, TooLargeError, UnsupportedImageTypeError
+from app.errors import BadImageError, TooLargeError, UnsupportedImageTypeError
 
 LIMIT = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-
-
-def photo() -> bytes:
-    [package] = find_spec("ultralytics").submodule_search_locations
-    return (Path(package) / "assets/bus.jpg").read_bytes()
 
 
 def encoded(picture, name, **options):
@@ -83,15 +77,14 @@ def test_lossy_formats_come_close(name):
     assert np.abs(difference).mean() < 6
 
 
-def test_jpeg_decoders_agree_on_a_photo():
-    data = photo()
-    reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    np.testing.assert_array_equal(images.decode(data, LIMIT), reference)
+def test_jpeg_decoders_agree_on_a_photo(photo):
+    reference = np.asarray(Image.open(io.BytesIO(photo)).convert("RGB"))
+    np.testing.assert_array_equal(images.decode(photo, LIMIT), reference)
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"quality": 1}])
-def test_kinds_of_jpeg(options):
-    data = encoded(Image.open(io.BytesIO(photo())), "JPEG", **options)
+def test_kinds_of_jpeg(photo, options):
+    data = encoded(Image.open(io.BytesIO(photo)), "JPEG", **options)
     reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(images.decode(data, LIMIT), reference)
 
@@ -227,6 +220,8 @@ def test_exif_orientation(name, orientation):
     assert images.size(data, LIMIT) == (24, 16)
 
 
+# Pillow warns, which is for the operator's log; with warnings as errors it would refuse.
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"x"])
 def test_rubbish_in_the_metadata_leaves_the_picture_as_it_is(exif):
     data = encoded(Image.fromarray(gradient()), "JPEG", exif=exif)
@@ -276,11 +271,9 @@ def test_damage_gives_a_picture_or_a_clear_refusal(name):
         damaged = bytearray(data)
         for _ in range(chance.randint(1, 8)):
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
-        try:
+        # Whatever else is raised ends this test.
+        with suppress(BadImageError, TooLargeError, UnsupportedImageTypeError):
             decoded = images.decode(bytes(damaged), 1_000_000)
-        except PosemuxError as error:
-            assert error.status in (400, 413, 415)
-        else:
             assert decoded.dtype == np.uint8
             assert decoded.shape[2] == 3
 

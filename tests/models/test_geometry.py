@@ -50,4 +50,6 @@ def test_round_trip() -> None:
     affines = geometry.crop_affines(boxes, (192, 256))
     points = torch.rand(50, 17, 2, generator=generator).double() * 300
     crop = geometry.apply_affines(affines, points)
-    torch.testing.assert_close(geometry.apply_affines(geometry.invert_affines(affines), crop), points)
+    torch.testing.assert_close(
+        geometry.apply_affines(geometry.invert_affines(affines), crop), points
+    )

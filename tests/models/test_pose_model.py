@@ -78,7 +78,9 @@ def test_neither_name_nor_weights() -> None:
 @pytest.mark.parametrize("damage", ["missing", "garbage", "truncated"])
 def test_damaged_weights_are_one_clear_error(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
-    whole = (Path(models.__file__).parent / "weights" / models.card("dark-small").weights).read_bytes()
+    whole = (
+        Path(models.__file__).parent / "weights" / models.card("dark-small").weights
+    ).read_bytes()
     if damage == "garbage":
         path.write_bytes(b"\x00" * 100)
     elif damage == "truncated":

@@ -142,7 +142,9 @@ def test_a_folder_belongs_to_one_recipe(data: Path, tmp_path: Path) -> None:
 
 
 def test_frozen_stages_teach_only_the_head(data: Path, tmp_path: Path) -> None:
-    start = loop.train_pose(replace(RECIPE, name="start", stages=(Stage(1, 0.001),)), data, tmp_path, "cpu")
+    start = loop.train_pose(
+        replace(RECIPE, name="start", stages=(Stage(1, 0.001),)), data, tmp_path, "cpu"
+    )
     frozen = replace(RECIPE, name="frozen", start="start", stages=(Stage(1, 0.001, frozen=True),))
     end = loop.train_pose(frozen, data, tmp_path, "cpu")
     before, after = (models.pose_model.read_tensors(path) for path in (start, end))
@@ -159,7 +161,9 @@ def test_pct_trains_in_two_stages(data: Path, tmp_path: Path) -> None:
         for line in (path.parent / "curve.jsonl").read_text().splitlines()
     ]
     assert errors[-1] < errors[0]
-    stage_two = replace(RECIPE, name="pct", architecture=PCT, tokenizer="codes", stages=(Stage(1, 0.001),))
+    stage_two = replace(
+        RECIPE, name="pct", architecture=PCT, tokenizer="codes", stages=(Stage(1, 0.001),)
+    )
     trained = models.pose_model.read_tensors(loop.train_pose(stage_two, data, tmp_path, "cpu"))
     tokenizer = models.pose_model.read_tensors(path)
     frozen = [key for key in tokenizer if key.startswith("representation.")]
@@ -214,7 +218,9 @@ def test_crowds_without_their_mark_are_recognised() -> None:
     assert not is_crowd_like(people, np.array([True] * 4)).any()
 
 
-@pytest.mark.parametrize("fault", ["no annotations", "no pictures", "no layout", "a missing picture"])
+@pytest.mark.parametrize(
+    "fault", ["no annotations", "no pictures", "no layout", "a missing picture"]
+)
 def test_an_unusable_set_is_one_clear_error(data: Path, tmp_path: Path, fault: str) -> None:
     annotations = tmp_path / "dots.json"
     if fault != "no annotations":

@@ -1,0 +1,32 @@
+"""HTTP, and nothing but HTTP: what each route takes and answers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import cast
+
+from fastapi import Request
+from prometheus_client import CollectorRegistry
+
+from app.engine import Engine
+from app.metrics import Metrics
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes work with; `create_app` makes one for each application."""
+
+    settings: Settings
+    engine: Engine
+    metrics: Metrics
+    registry: CollectorRegistry
+    """What `/metrics` shows."""
+    threads: ThreadPoolExecutor
+    """Decodes and encodes images, off the event loop."""
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request has come to."""
+    return cast(Service, request.app.state.service)

@@ -1,0 +1,73 @@
+"""`GET /models`: which pose models there are, and how to read their keypoints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+import models
+from app.api import Service, service_of
+from app.errors import InvalidParameterError, UnknownModelError
+from app.schemas import ModelCard, ModelsResponse
+from app.settings import Settings
+from models import Card
+from models.coco import FLIP_PAIRS, JOINT_NAMES, SKELETON
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models")
+async def list_models(service: Annotated[Service, Depends(service_of)]) -> ModelsResponse:
+    """The cards of all pose models, which of them are loaded, and what their joints are."""
+    loaded = service.settings.models
+    return ModelsResponse(
+        default=choose(service.settings, None, None).name,
+        models=[_describe(models.card(name), name in loaded) for name in models.names()],
+        joint_names=list(JOINT_NAMES),
+        skeleton=list(SKELETON),
+        flip_pairs=list(FLIP_PAIRS),
+    )
+
+
+def choose(settings: Settings, representation: str | None, name: str | None) -> Card:
+    """The pose model for a request.
+
+    Raises:
+        InvalidParameterError: the model is not of the representation.
+        UnknownModelError: there is no such model, or none is loaded.
+    """
+    loaded = [models.card(model) for model in settings.models]
+    if name is None:
+        wanted = representation or settings.representation
+        for card in loaded:
+            if card.representation == wanted:
+                return card
+        raise UnknownModelError(f"No model of {wanted} is loaded; {_loaded(loaded)}.")
+    for card in loaded:
+        if card.name == name:
+            if representation not in (None, card.representation):
+                raise InvalidParameterError(
+                    f"model={name} is of {card.representation}, not of {representation}: give one "
+                    f"of the two parameters."
+                )
+            return card
+    known = "is not loaded" if name in models.names() else "does not exist"
+    raise UnknownModelError(f"The model {name} {known}; {_loaded(loaded)}.")
+
+
+def _loaded(cards: list[Card]) -> str:
+    return "loaded are " + ", ".join(f"{card.name} ({card.representation})" for card in cards)
+
+
+def _describe(card: Card, loaded: bool) -> ModelCard:
+    return ModelCard.model_validate(
+        {
+            **asdict(card),
+            "loaded": loaded,
+            "representation": card.representation,
+            "backbone": card.backbone,
+            "input_size": card.input_size,
+        }
+    )

@@ -1,0 +1,83 @@
+"""Around every request: its id, its line in the log, its count in the metrics."""
+
+from __future__ import annotations
+
+import logging
+import re
+from time import perf_counter
+from urllib.parse import quote
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import internal_error
+from app.metrics import Metrics
+
+_logger = logging.getLogger(__name__)
+
+#: A client's own id must fit into a line of the log.
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: Asked for every few seconds by machines: of no interest in the log unless something is amiss.
+_POLLED = ("/livez", "/readyz", "/metrics")
+
+
+class RequestRecorder:
+    """ASGI middleware that names, logs and counts requests, and answers what nobody caught.
+
+    It sets `request.state.request_id` (the client's `X-Request-ID` if that is sane) and
+    `request.state.begin` (in `time.perf_counter()`); the route of `POST /pose` sets
+    `request.state.representation` once it is known, for the metrics.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        begin = request.state.begin = perf_counter()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
+        request.state.request_id = request_id
+        request.state.representation = "none"
+        status: int | None = None
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except Exception:
+            _logger.exception("unhandled error id=%s", request_id)
+            if status is not None:
+                raise  # half an answer is under way: only hanging up is left
+            await internal_error(request)(scope, receive, send_on)
+        finally:
+            self._record(request, status or 499, perf_counter() - begin)
+
+    def _record(self, request: Request, status: int, seconds: float) -> None:
+        path = request.scope["path"]
+        quiet = path in _POLLED and status < 400
+        _logger.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "%s %s %d %.1f ms id=%s",
+            request.method,
+            quote(path),
+            status,
+            seconds * 1000,
+            request.state.request_id,
+        )
+        if request.method == "POST" and path == "/pose":
+            representation = request.state.representation
+            self._metrics.requests.labels(representation, str(status)).inc()
+            self._metrics.request_duration.labels(representation).observe(seconds)

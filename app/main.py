@@ -1,0 +1,177 @@
+"""The service put together: settings, metrics, engine, routes; and how it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+import models
+from app.api import Service, health, pose, problems
+from app.api import models as model_routes
+from app.api.requests import RequestRecorder
+from app.detector import YoloDetector
+from app.engine import Engine
+from app.metrics import Metrics
+from app.pipeline import Pipeline
+from app.settings import Settings
+from models.catalogue import WEIGHTS
+
+_logger = logging.getLogger(__name__)
+
+_DETECTOR_WEIGHTS = WEIGHTS / "person-detector.safetensors"
+#: What was answered when the engine had drained may still be on its way to a slow client.
+_LAST_BYTES_SECONDS = 5
+
+_DESCRIPTION = """\
+Finds people in images and returns where their joints are. Each request chooses how the network
+writes a pose down: SimCC, heatmap with DARK decoding, or PCT tokens. Errors are RFC 9457 problems.
+"""
+
+
+def build_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
+    """The detector and the pose models of the settings, on their device.
+
+    Raises:
+        ValueError: the device is not there, or weights are missing or damaged.
+    """
+    device = _device(settings.device)
+    weights = settings.detector_weights or _DETECTOR_WEIGHTS
+    detector = YoloDetector.load(weights, device, settings.detector_size)
+    pose_models = {name: models.load(name, device=device) for name in settings.models}
+    return Pipeline(detector, pose_models, device, settings.max_batch_people, metrics)
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    build: Callable[[Settings, Metrics], Pipeline] = build_pipeline,
+) -> FastAPI:
+    """The ASGI application; its lifespan starts the engine, and drains it in the end.
+
+    Args:
+        settings: from the environment if left out.
+        build: makes the pipeline, on the engine's thread.
+    """
+    settings = settings or Settings()
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    metrics = Metrics(registry)
+    engine = Engine(
+        lambda: build(settings, metrics),
+        max_queue=settings.max_queue,
+        max_pixels_in_flight=settings.max_pixels_in_flight,
+        max_batch_images=settings.max_batch_images,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        metrics=metrics,
+    )
+    threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="images")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.drain, settings.drain_seconds)
+        threads.shutdown(wait=False, cancel_futures=True)
+
+    # FastAPI's own /docs loads its scripts from the internet.
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/assets",
+        title="posemux",
+        version=_version(),
+        description=_DESCRIPTION,
+        license_info={"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
+        lifespan=lifespan,
+    )
+    app.state.service = Service(settings, engine, metrics, registry, threads)
+    app.add_middleware(RequestRecorder, metrics=metrics)
+    problems.install(app)
+    for routes in (pose, model_routes, health):
+        app.include_router(routes.router)
+    return app
+
+
+def serve(
+    settings: Settings, build: Callable[[Settings, Metrics], Pipeline] = build_pipeline
+) -> int:
+    """Serve until told to stop, or until the engine has failed for good.
+
+    SIGTERM or SIGINT drains: new requests are answered 503 while those in flight are finished, up
+    to `drain_seconds`; a second signal stops at once.
+
+    Returns:
+        The process's exit code: 0, or 1 where the engine has failed.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    app = create_app(settings, build=build)
+    engine: Engine = app.state.service.engine
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+    )
+    _Server(config, engine, settings.drain_seconds).run()
+    return 0 if engine.failure is None else 1
+
+
+class _Server(uvicorn.Server):
+    """Keeps its door open while the engine drains, and shuts it when the engine has failed."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._drain_seconds = drain_seconds
+        self._told = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain at the first signal, stop at the second."""
+        if self._told:
+            self.force_exit = self.should_exit = True
+            return
+        self._told = True
+        _logger.info("shutting down: finishing %d images", self._engine.in_flight)
+        # A signal handler must not wait.
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        self._engine.drain(self._drain_seconds)
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second: whether to exit."""
+        return await super().on_tick(counter) or self._engine.failure is not None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"POSE_DEVICE={name}, but there are {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def _version() -> str:
+    try:
+        return version("posemux")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

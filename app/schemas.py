@@ -1,0 +1,183 @@
+"""What a request may say, and what bodies look like."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter
+
+from app.pipeline import Poses
+from models.coco import JOINTS
+
+#: Further out than in any image, near enough for single precision.
+_FARTHEST = 1_000_000
+
+Representation = Literal["simcc", "dark", "pct"]
+Coordinate = Annotated[float, Field(strict=True, ge=-_FARTHEST, le=_FARTHEST, allow_inf_nan=False)]
+Corners = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+#: Reads the parameter `boxes`.
+BOXES: TypeAdapter[list[Corners]] = TypeAdapter(Json[list[Corners]])
+
+
+class PoseQuery(BaseModel):
+    """The query parameters of `POST /pose`: those left out are the service's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    representation: Representation | None = Field(
+        default=None,
+        description="simcc, dark or pct: how the network writes a pose down.",
+        examples=["simcc"],
+    )
+    model: str | None = Field(
+        default=None,
+        description="The name of a loaded pose model, in place of a representation: see /models.",
+    )
+    # A text to FastAPI, which would take a list for a parameter that is repeated.
+    boxes: str | None = Field(
+        default=None,
+        description="a JSON list of [x1, y1, x2, y2] in pixels of the upright image, x1 < x2 and "
+        "y1 < y2, such as [[10, 20, 110, 320]]. Nobody is looked for: there is one prediction "
+        "for each box, in their order. One image only.",
+        examples=["[[48, 398, 245, 903], [222, 405, 345, 860]]"],
+    )
+    min_score: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="a number from 0 to 1; detected people of lower scores are left out.",
+    )
+    max_people: int | None = Field(
+        default=None,
+        ge=1,
+        description="a number from 1 up to the service's own limit; of more detected people the "
+        "best so many are kept.",
+    )
+    flip_test: bool = Field(
+        default=False,
+        description="true or false; true averages with the mirror image: a little better, twice "
+        "the price.",
+    )
+
+
+class ImageInfo(BaseModel):
+    """An image of the request, upright."""
+
+    id: int = Field(description="Its place in the request, from 0.")
+    width: int
+    height: int
+
+
+class Prediction(BaseModel):
+    """One person, as in a COCO results file."""
+
+    image_id: int = Field(description="The `id` of its image.")
+    category_id: int = Field(description="Always 1: a person.")
+    bbox: list[float] = Field(
+        min_length=4, max_length=4, description="x, y, width and height of the person's box."
+    )
+    score: float = Field(
+        description="The box's score (1 for one's own) times the mean score of the joints above "
+        "0.2. Not comparable between representations."
+    )
+    keypoints: list[float] = Field(
+        min_length=3 * JOINTS,
+        max_length=3 * JOINTS,
+        description="x, y and score of each joint, in COCO's order: see `joint_names` of /models.",
+    )
+
+
+class Timings(BaseModel):
+    """Milliseconds in each stage; of several images the slowest's."""
+
+    decode: float
+    queue: float = Field(description="Waiting for the device.")
+    detect: float = Field(description="This and the next three are the whole batch's.")
+    crop: float
+    pose: float
+    postprocess: float
+    total: float = Field(description="Since the request arrived, its upload included.")
+
+
+class PoseResponse(BaseModel):
+    """The poses in one or more images; `predictions` is a COCO results list as it stands.
+
+    Coordinates are pixels of the upright image; a pixel's centre is at its integer coordinate.
+    """
+
+    request_id: str
+    representation: Representation
+    model: str
+    images: list[ImageInfo]
+    predictions: list[Prediction] = Field(description="Image by image, each one's best first.")
+    timings_ms: Timings
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str = Field(description="Names the kind of problem, for programs.")
+    title: str = Field(description="The kind of problem, for people.")
+    status: int
+    detail: str = Field(description="What was wrong with this request, and what is accepted.")
+    request_id: str = Field(description="Also in the service's log.")
+
+
+class ModelCard(BaseModel):
+    """What is known of a pose model."""
+
+    name: str
+    loaded: bool = Field(description="Whether this service answers with it.")
+    representation: Representation
+    backbone: str
+    input_size: tuple[int, int] = Field(description="Width and height of a crop in pixels.")
+    padding: float = Field(description="How much larger than the box the crop is.")
+    architecture: dict[str, Any]
+    weights: str
+    sha256: str
+    url: str | None
+    licence: str
+    training_data: str
+    epochs: int
+    measured: dict[str, float] = Field(description="Figures of this project's own evaluation.")
+    published: dict[str, float] = Field(description="Figures of the model's authors.")
+    note: str
+
+
+class ModelsResponse(BaseModel):
+    """The pose models, and how to read their keypoints."""
+
+    default: str = Field(description="The model of a request that names none.")
+    models: list[ModelCard]
+    joint_names: list[str] = Field(description="In the order of `keypoints`.")
+    skeleton: list[tuple[int, int]] = Field(description="Limbs, as indices of joints from 0.")
+    flip_pairs: list[tuple[int, int]] = Field(description="Joints that a mirror exchanges.")
+
+
+class Health(BaseModel):
+    """All is well."""
+
+    status: str
+
+
+def coco_results(image_id: int, poses: Poses) -> list[dict[str, Any]]:
+    """One image's poses as entries of a COCO results list.
+
+    Hundredths of a pixel and ten thousandths of a score: far finer than any network is exact, and
+    half as long to send.
+    """
+    corners = poses.boxes.astype(np.float64)
+    boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1).round(2)
+    keypoints = poses.keypoints.astype(np.float64)
+    keypoints[..., :2] = keypoints[..., :2].round(2)
+    keypoints[..., 2] = keypoints[..., 2].round(4)
+    scores = poses.scores.astype(np.float64).round(4)
+    rows = zip(
+        boxes.tolist(), scores.tolist(), keypoints.reshape(-1, 3 * JOINTS).tolist(), strict=True
+    )
+    return [
+        {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": row}
+        for box, score, row in rows
+    ]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from app import cli
+
+
+def assets() -> Path:
+    found = importlib.util.find_spec("ultralytics")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "assets"
+
+
+BUS = assets() / "bus.jpg"
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    """The sample photo, its two standing people annotated by hand (hips and shoulders only)."""
+    people = [
+        ([48, 398, 198, 505], {5: (91, 466), 6: (155, 457), 11: (106, 634), 12: (152, 630)}),
+        ([222, 405, 123, 455], {5: (316, 480), 6: (261, 480), 11: (311, 622), 12: (268, 622)}),
+    ]
+    annotations = []
+    for number, (box, joints) in enumerate(people, 1):
+        keypoints = np.zeros((17, 3))
+        for joint, place in joints.items():
+            keypoints[joint] = (*place, 2)
+        annotations.append(
+            {
+                **{"id": number, "image_id": 7, "category_id": 1, "iscrowd": 0, "bbox": box},
+                **{"area": box[2] * box[3], "num_keypoints": len(joints)},
+                "keypoints": keypoints.flatten().tolist(),
+            }
+        )
+    coco = {
+        "images": [{"id": 7, "file_name": "bus.jpg", "width": 810, "height": 1080}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    path = tmp_path / "bus.json"
+    path.write_text(json.dumps(coco))
+    return path
+
+
+@pytest.mark.parametrize("representation", ["simcc", "dark", "pct"])
+def test_predict_draws_and_tells(
+    representation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["predict", str(BUS), "--representation", representation, "--out", str(tmp_path)]
+    assert cli.main(asked) == 0
+    told = capsys.readouterr().out
+    assert f"people by {representation}-small" in told
+    assert "person 0: score" in told
+    drawn = cv2.imread(str(tmp_path / f"bus.{representation}.jpg"))
+    photo = cv2.imread(str(BUS))
+    assert drawn is not None
+    assert photo is not None
+    assert drawn.shape == photo.shape
+    # The skeletons are there, and the rest of the picture is as it was.
+    changed = np.abs(drawn.astype(int) - photo).max(-1) > 60
+    assert 0.001 < changed.mean() < 0.2
+
+
+def test_predict_as_json_is_a_coco_results_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", str(BUS), "--json", "--model", "dark-small"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body["model"] == "dark-small"
+    for result in body["predictions"]:
+        assert set(result) == {"image_id", "category_id", "bbox", "score", "keypoints"}
+        assert len(result["keypoints"]) == 51
+
+
+@pytest.mark.parametrize("boxes", ["gt", "file", "detector"])
+def test_evaluate_prints_cocos_figures(
+    boxes: str, annotated: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if boxes == "file":
+        people = json.loads(annotated.read_text())["annotations"]
+        boxes = str(tmp_path / "boxes.json")
+        Path(boxes).write_text(json.dumps(people))
+    asked = ["evaluate", "--annotations", str(annotated), "--images", str(BUS.parent)]
+    assert cli.main([*asked, "--representation", "dark", "--boxes", boxes, "--json"]) == 0
+    figures: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert list(figures) == ["dark-small"]
+    assert len(figures["dark-small"]) == 10
+    assert 0 <= figures["dark-small"]["AP"] <= 1
+    if boxes != "detector":
+        # The torso of somebody who stands in plain view is not hard to find.
+        assert figures["dark-small"]["AP50"] > 0.4
+
+
+def test_evaluate_prints_a_table_for_all_bundled_models(
+    annotated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", "--annotations", str(annotated), "--images", str(BUS.parent)]
+    assert cli.main(asked) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["AP", "AP50", "AP75"]
+    assert [row.split()[0] for row in rows] == ["simcc-small", "dark-small", "pct-small"]
+
+
+def test_models_list_says_whether_the_weights_are_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "list"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "name"
+    assert len(rows) >= 3
+    assert all("present" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "nowhere.jpg"], "no such file: nowhere.jpg"),
+        (["predict", str(Path(__file__))], "JPEG"),
+        (["predict", str(BUS), "--model", "resnet-9000"], "unknown pose model 'resnet-9000'"),
+        (["evaluate", "--annotations", "no.json", "--images", "."], "no.json"),
+        (["evaluate", "--annotations", str(BUS), "--images", "."], "COCO"),
+        (["train", "no-such-recipe", "--data", "."], "no recipe"),
+        (["train", "dark-small", "--data", "/nowhere", "--runs", "{tmp}"], "is missing"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
+    complaint = capsys.readouterr().err.strip().splitlines()[-1]
+    assert complaint.startswith("posemux: ")
+    assert message in complaint
+
+
+def test_a_wrong_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POSE_PORT", "a lot")
+    assert cli.main(["predict", str(BUS)]) == 2
+    assert "POSE_PORT" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from app.main import _Server
+from tests.app.api_support import PATIENCE, Running
+
+
+@pytest.fixture
+def make():
+    """Makes running services from settings."""
+    made = []
+
+    def make(**settings):
+        made.append(Running(**settings))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.stop()
+
+
+@pytest.fixture
+def running(make):
+    return make()
+
+
+@pytest.fixture
+def served(running):
+    """A running service behind a socket: its address."""
+    config = uvicorn.Config(running.app, port=0, log_config=None, lifespan="off")
+    server = _Server(config, running.engine, PATIENCE)
+    thread = threading.Thread(target=server.run, daemon=True)
+    listening = threading.Event()
+    log_started = server._log_started_message
+    server._log_started_message = lambda sockets: (log_started(sockets), listening.set())
+    thread.start()
+    assert listening.wait(PATIENCE)
+    running.server, running.thread = server, thread
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def photo():
+    [package] = find_spec("ultralytics").submodule_search_locations
+    return (Path(package) / "assets/bus.jpg").read_bytes()
