@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import cv2
 import torch
@@ -198,14 +198,19 @@ def _taylor_step(patches: Tensor, x: Tensor, y: Tensor, size: tuple[int, int]) -
 # ------------------------------------------------------------------------------ in a pose network
 
 
-class HeatmapHead(nn.Conv2d):
+class HeatmapHead(nn.Module):
     """A 1x1 convolution from features to one map for each joint: `(N, C, h, w) -> (N, K, h, w)`."""
 
     def __init__(self, channels: int, joints: int) -> None:
-        super().__init__(channels, joints, 1)
+        super().__init__()
+        self.final_layer = nn.Conv2d(channels, joints, 1)
         # Maps are nearly everywhere zero: start there instead of learning it.
-        nn.init.normal_(self.weight, std=0.001)
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.final_layer.weight, std=0.001)
+        nn.init.zeros_(self.final_layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        return cast(Tensor, self.final_layer(features))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 Smoothing = Literal["gaussian", "laplace", "equal", "none"]
 Score = Literal["min", "max"]
 
+#: What the sum of a heatmap of height 1 and sigma 2 over one axis is multiplied with so that its
+#: softmax is about as sharp as a Gaussian target of sigma 6 bins.
+_MARGINAL_GAIN = 1.4
+
 
 # --------------------------------------------------------------------------------------- targets
 
@@ -168,6 +172,22 @@ class SimCCHead(nn.Module):
         positions = maps * feature_size[0] * feature_size[1]
         self.mlp_head_x = nn.Linear(positions, bins[0])
         self.mlp_head_y = nn.Linear(positions, bins[1])
+        self._start_as_marginals(feature_size, maps)
+
+    @torch.no_grad()
+    def _start_as_marginals(self, feature_size: tuple[int, int], maps: int) -> None:
+        """Let each axis begin as the sum of the maps over the other axis, interpolated to bins.
+
+        So a head whose maps are a trained heatmap network's finds joints before it has learned
+        anything: the released code starts from random weights and a pre-trained backbone.
+        """
+        width, height = feature_size
+        for linear, size, along in ((self.mlp_head_x, width, -1), (self.mlp_head_y, height, -2)):
+            places = torch.arange(linear.out_features) * (size / linear.out_features)
+            weights = (1 - (places[:, None] - torch.arange(size)).abs()).clamp_min(0)
+            shape = (-1, 1, 1, size) if along == -1 else (-1, 1, size, 1)
+            spread = weights.view(shape).expand(-1, maps, height, width)
+            linear.weight += _MARGINAL_GAIN / maps * spread.reshape(len(places), -1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """`(N, C, h, w)` to logits `(N, K, W * k)` and `(N, K, H * k)`."""
@@ -192,7 +212,7 @@ class SimCC:
     k: float = 2.0
     smoothing: Smoothing = "gaussian"
     spread: float = 6.0
-    feature_stride: int = 8
+    feature_stride: int = 4
     maps: int = 1
 
     @property

@@ -417,24 +417,28 @@ def _loader(
 
 
 def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
-    """Take over another training's backbone and pyramid, and PCT's tokenizer."""
-    wanted: dict[str, tuple[str, ...]] = {}
-    if recipe.start is not None:
-        wanted[recipe.start] = ("network.backbone.", "network.pyramid.")
-    if recipe.tokenizer is not None:
-        wanted[recipe.tokenizer] = ("representation.",)
+    """Take over another training's backbone, pyramid and maps, and PCT's tokenizer."""
     state = model.module().state_dict()
-    for name, prefixes in wanted.items():
+    wanted = [
+        (recipe.start, ("network.backbone.", "network.pyramid.")),
+        (recipe.tokenizer, ("representation.",)),
+    ]
+    for name, prefixes in wanted:
+        if name is None:
+            continue
         path = runs / name / f"{name}.safetensors"
         if not path.is_file():
             raise RecipeError(
                 f"{recipe.name} starts from {name}: train that first ({path} is missing)"
             )
-        taken = {k: v for k, v in read_tensors(path).items() if k.startswith(prefixes)}
-        state |= {key: value for key, value in taken.items() if key in state}
-        missing = [key for key in state if key.startswith(prefixes) and key not in taken]
-        if missing:
-            raise RecipeError(f"{path} lacks {missing[0]} and {len(missing) - 1} more keys")
+        taken = read_tensors(path)
+        fits = {k: v for k, v in taken.items() if k in state and state[k].shape == v.shape}
+        unfit = [key for key in state if key.startswith(prefixes) and key not in fits]
+        if unfit:
+            raise RecipeError(f"{path} does not fit {recipe.name}: {len(unfit)} keys, {unfit[0]}")
+        # One map a joint means the same in a heatmap head and a SimCC head.
+        prefixes += ("network.head.final_layer.",)
+        state |= {key: value for key, value in fits.items() if key.startswith(prefixes)}
     model.module().load_state_dict(state)
 
 

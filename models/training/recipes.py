@@ -53,7 +53,7 @@ class PoseRecipe:
         weight_decay: AdamW's.
         ema: how much of the averaged weights survives a step.
         seed: of everything random.
-        start: a pose model whose backbone and pyramid the training starts from.
+        start: a pose model whose backbone, pyramid and maps the training starts from.
         tokenizer: PCT's: the recipe whose result the tokenizer comes from.
         augmentation: how samples are varied.
         validate_every: epochs between two validations.
