@@ -26,8 +26,8 @@ BUS = assets() / "bus.jpg"
 def annotated(tmp_path: Path) -> Path:
     """The sample photo, its two standing people annotated by hand (hips and shoulders only)."""
     people = [
-        ([48, 398, 198, 505], {5: (91, 466), 6: (155, 457), 11: (106, 634), 12: (152, 630)}),
-        ([222, 405, 123, 455], {5: (316, 480), 6: (261, 480), 11: (311, 622), 12: (268, 622)}),
+        ([52, 396, 194, 506], {5: (172, 500), 6: (75, 497), 11: (165, 655), 12: (92, 660)}),
+        ([222, 405, 123, 455], {5: (325, 500), 6: (250, 500), 11: (315, 660), 12: (258, 670)}),
     ]
     annotations = []
     for number, (box, joints) in enumerate(people, 1):
