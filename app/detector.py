@@ -41,8 +41,9 @@ _STRIDE = 32
 _GREY = 114
 #: The person's class, in COCO's 80 as well as in this service's one.
 _PERSON = 0
-#: Intersection over union from which on two boxes are one person; ultralytics' own default.
-_SAME_PERSON = 0.7
+#: Intersection over union from which on two boxes are one person. On coco-dev the bundled detector's
+#: AP50 is 0.40 with it and 0.37 with ultralytics' 0.7, which keeps many a box of the same person.
+SAME_PERSON = 0.5
 
 #: `(H, W, 3)` uint8 RGB, on the host or on the device.
 Image = npt.NDArray[np.uint8] | Tensor
@@ -167,7 +168,7 @@ class YoloDetector:
         self, letterboxes: Sequence[_Letterbox], owners: Tensor, boxes: Tensor, scores: Tensor
     ) -> list[Detections]:
         """The best of each pile of candidates, back in image pixels; one copy to the host."""
-        best = batched_nms(boxes, scores, owners, _SAME_PERSON)
+        best = batched_nms(boxes, scores, owners, SAME_PERSON)
         rows = torch.cat((owners[best, None], scores[best, None], boxes[best]), -1).cpu().numpy()
         detections = []
         for index, letterbox in enumerate(letterboxes):

@@ -323,6 +323,52 @@ class PCTHead(nn.Module):
         return cast(Tensor, self.cls_pred_layer(self.mixer_norm_layer(x)))
 
 
+class MapReader(nn.Module):
+    """Features to logits over the codebook by way of joint maps and the tokenizer's own encoder.
+
+    Not in the paper, whose classifier needs a large backbone and hundreds of epochs. A map for each
+    joint, which may come from a trained heatmap head, is brought down to its centre of mass; the
+    encoder says which token features such a pose has; an entry's logit falls with its squared
+    distance to them, so that the likeliest entry is the one that quantisation would choose. So it
+    reads tokens before it has learned any. How high the maps are sharpens or softens all logits of
+    a pose, which is what its score tells. Everything is differentiable, and stage II's losses train
+    the maps and what is below them; the encoder stays frozen.
+
+    Args:
+        channels: channels of the features.
+        joints: K.
+        stride: input pixels for each feature.
+        tokenizer: trained in stage I; referred to, not owned, so that no weights are kept twice.
+    """
+
+    #: Joints whose map is nowhere higher count as invisible, as in stage I.
+    _VISIBLE = 0.1
+
+    def __init__(self, channels: int, joints: int, stride: int, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.stride = stride
+        self.final_layer = nn.Conv2d(channels, joints, 1)
+        self.logit_scale = nn.Parameter(torch.tensor(5.0))
+        self._tokenizer = (tokenizer,)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(N, C, h, w)` to logits `(N, M, V)`, these in float32."""
+        maps = self.final_layer(features).float()
+        # Squares, so that the peak outweighs the faint rest of a map.
+        mass = maps.clamp_min(0).square()
+        columns, rows = mass.sum(-2), mass.sum(-1)
+        total = rows.sum(-1).clamp_min(1e-6)
+        x = columns @ torch.arange(columns.shape[-1], dtype=mass.dtype, device=mass.device) / total
+        y = rows @ torch.arange(rows.shape[-1], dtype=mass.dtype, device=mass.device) / total
+        peaks = maps.amax((-2, -1))
+        [tokenizer] = self._tokenizer
+        positions = torch.stack((x, y), -1) * self.stride
+        features = tokenizer.encode(positions, peaks > self._VISIBLE)
+        nearness = 2 * features @ tokenizer.codebook.T - tokenizer.codebook.square().sum(1)
+        certainty = peaks.clamp(0, 1).mean(-1).square()
+        return self.logit_scale.float() * certainty[:, None, None] * nearness
+
+
 def classifier_loss(
     logits: Tensor, tokenizer: Tokenizer, keypoints: Tensor, visible: Tensor
 ) -> Tensor:
@@ -353,13 +399,15 @@ def decode(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
         tokenizer: the tokenizer that the classifier was trained with.
 
     Returns:
-        `(N, K, 3)`: x and y in input pixels, and one score for the whole pose, the mean over its
-        tokens of the likeliest entry's probability. (The released score is the mean of the raw
-        logits instead, which no threshold fits.)
+        `(N, K, 3)`: x and y in input pixels, and one score for the whole pose, the square root of
+        the mean over its tokens of the likeliest entry's probability: among hundreds of entries a
+        small probability is not a bad sign, and the root brings it to the scale on which the other
+        representations' scores lie. (The released score is the mean of the raw logits instead,
+        which no threshold fits.)
     """
     probabilities = logits.softmax(-1)
     keypoints = tokenizer.decode(probabilities @ tokenizer.codebook)
-    score = probabilities.amax(-1).mean(-1)
+    score = probabilities.amax(-1).mean(-1).sqrt()
     scores = score[:, None, None].expand(-1, keypoints.shape[1], 1)
     return torch.cat((keypoints, scores), -1)
 
@@ -382,10 +430,9 @@ class PCT(nn.Module):
         mixer: the classifier's mixer layers.
         unit: the tokenizer's pixels for each unit.
         joints: K.
+        feature_stride: input pixels for each feature that the head reads: 32 for the paper's
+            classifier, which reads the backbone's last; finer for a MapReader in its place.
     """
-
-    #: The classifier reads the backbone's last features.
-    feature_stride = 32
 
     def __init__(
         self,
@@ -400,8 +447,10 @@ class PCT(nn.Module):
         mixer: MixerSize,
         unit: float = 1.0,
         joints: int = 17,
+        feature_stride: int = 32,
     ) -> None:
         super().__init__()
+        self.feature_stride = feature_stride
         self.input_size = input_size
         self.modulation = (modulation_channels, modulation_blocks)
         self.mixer = mixer
@@ -409,8 +458,10 @@ class PCT(nn.Module):
         self.entries = entries
         self.tokenizer = Tokenizer(joints, tokens, entries, dimension, encoder, decoder, unit=unit)
 
-    def head(self, channels: int, joints: int) -> PCTHead:
-        """A fresh head for features of that many channels; its tokens stand for all joints."""
+    def head(self, channels: int, joints: int) -> PCTHead | MapReader:
+        """A fresh head for features of that many channels."""
+        if self.feature_stride < 32:
+            return MapReader(channels, joints, self.feature_stride, self.tokenizer)
         width, height = (size // self.feature_stride for size in self.input_size)
         return PCTHead(
             channels, (width, height), self.tokens, self.entries, *self.modulation, self.mixer

@@ -14,7 +14,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import ops
 from ultralytics.utils.nms import non_max_suppression
 
-from app.detector import Detections, YoloDetector, save_detector
+from app.detector import SAME_PERSON, Detections, YoloDetector, save_detector
 
 CPU = torch.device("cpu")
 SIZE = 160
@@ -86,7 +86,7 @@ def test_it_finds_what_ultralytics_own_way_finds(detector, shape):
     batch = torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))[None] / 255
     with torch.inference_mode():
         raw = detector._model(batch)
-    found = non_max_suppression(raw, conf_thres=0.6, iou_thres=0.7, max_det=1000)[0]
+    found = non_max_suppression(raw, conf_thres=0.6, iou_thres=SAME_PERSON, max_det=1000)[0]
     boxes = ops.scale_boxes(batch.shape[2:], found[:, :4].clone(), shape).numpy()
     real = (boxes[:, 2:] > boxes[:, :2]).all(1)
 
