@@ -41,8 +41,8 @@ _STRIDE = 32
 _GREY = 114
 #: The person's class, in COCO's 80 as well as in this service's one.
 _PERSON = 0
-#: Intersection over union from which on two boxes are one person. On coco-dev the bundled detector's
-#: AP50 is 0.40 with it and 0.37 with ultralytics' 0.7, which keeps many a box of the same person.
+#: Intersection over union from which on two boxes are one person. The bundled detector's AP50 on
+#: coco-dev is 0.40 with it and 0.37 with ultralytics' 0.7, which keeps two boxes of many people.
 SAME_PERSON = 0.5
 
 #: `(H, W, 3)` uint8 RGB, on the host or on the device.

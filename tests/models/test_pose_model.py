@@ -108,7 +108,7 @@ def test_changed_weights_are_not_taken_for_the_bundled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = models.load("dark-small")
-    model.network.head.bias.data += 1  # type: ignore[operator,union-attr]
+    model.network.head.final_layer.bias.data += 1  # type: ignore[operator,union-attr]
     model.save(tmp_path / model.card.weights)
     monkeypatch.setattr("models.catalogue.WEIGHTS", tmp_path)
     with pytest.raises(models.WeightsError, match="damaged"):
