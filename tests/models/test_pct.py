@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models import pct
+from models import heatmap, pct
 
 from .conftest import SHARED, Golden
 
@@ -123,3 +123,21 @@ def test_decode_scores_are_probabilities() -> None:
         decoded = pct.decode(torch.randn(4, 6, 20), TINY)
     assert decoded.shape == (4, 17, 3)
     assert ((decoded[..., 2] > 0) & (decoded[..., 2] <= 1)).all()
+
+
+def test_a_map_reader_reads_the_tokens_that_the_tokenizer_would_write() -> None:
+    reader = pct.MapReader(17, 17, 4, TINY.eval())
+    with torch.no_grad():
+        reader.final_layer.weight.copy_(torch.eye(17)[..., None, None])
+        reader.final_layer.bias.zero_()  # type: ignore[union-attr]
+    joints = 40 + 170 * torch.rand(8, 17, 2, generator=torch.Generator().manual_seed(0))
+    maps, _ = heatmap.encode(joints, torch.ones(8, 17), (64, 64))
+    with torch.inference_mode():
+        logits = reader(maps)
+        assert logits.shape == (8, 6, 20)
+        expected = TINY.quantise(TINY.encode(joints, torch.ones(8, 17)))
+        assert (logits.argmax(-1) == expected).float().mean() > 0.95
+        # Fainter maps are read alike, but with less certainty.
+        faint = reader(0.6 * maps)
+        assert (faint.argmax(-1) == logits.argmax(-1)).all()
+        assert (pct.decode(faint, TINY)[..., 2] <= pct.decode(logits, TINY)[..., 2]).all()

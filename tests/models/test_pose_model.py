@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +42,14 @@ def test_bundled_weights_are_small_and_described(name: str) -> None:
     assert card.licence
     assert set(card.measured) >= {"AP", "AP50"}
     assert "coco-dev" in card.note
+
+
+def test_the_bundled_detector_is_the_one_that_its_card_describes() -> None:
+    folder = Path(models.__file__).parent
+    card = tomllib.loads((folder / "catalogue.toml").read_text())["detector"]
+    weights = folder / "weights" / card["weights"]
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == card["sha256"]
+    assert "coco-dev" in card["note"]
 
 
 @pytest.mark.parametrize("name", BUNDLED)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import simcc
+from models import heatmap, simcc
 
 from .conftest import Golden
 
@@ -112,3 +112,16 @@ def test_head_with_and_without_upsampling(stride: int, maps: int) -> None:
     head = representation.head(16, 17)
     x, y = head(torch.randn(2, 16, 256 // stride, 192 // stride))
     assert (x.shape, y.shape) == ((2, 17, 384), (2, 17, 512))
+
+
+def test_a_fresh_head_on_heatmaps_finds_the_joints_at_once() -> None:
+    representation = simcc.SimCC((192, 256))
+    head = representation.head(17, 17)
+    with torch.no_grad():
+        head.final_layer.weight.copy_(torch.eye(17)[..., None, None])
+        head.final_layer.bias.zero_()  # type: ignore[union-attr]
+    joints = 20 + 140 * torch.rand(8, 17, 2, generator=torch.Generator().manual_seed(0))
+    maps, _ = heatmap.encode(joints, torch.ones(8, 17), (48, 64))
+    with torch.inference_mode():
+        decoded = representation.decode(head(maps))
+    assert (decoded[..., :2] - joints).abs().mean() < 1.5
