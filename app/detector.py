@@ -26,6 +26,7 @@ from torchvision.ops import batched_nms
 from tqdm import tqdm
 
 from models.training.datasets import CocoSet, Picture, is_crowd_like
+from models.training.precision import mixed_precision
 from models.training.recipes import DetectorRecipe
 
 # Ultralytics reads its environment while it is imported: it must neither look for a network nor
@@ -254,15 +255,14 @@ def save_detector(model: DetectionModel, path: Path, size: int) -> None:
 
 
 class _MixedPrecisionDetector(DetectionModel):
-    """Trains in bfloat16 on CPUs too, where ultralytics knows only full precision.
-
-    On two AVX512-BF16 cores a step of yolo11n takes 0.6 of its time in float32.
-    """
+    """Trains in bfloat16 on CPUs too, where ultralytics knows only full precision."""
 
     def predict(self, x: Tensor, *args: Any, **options: Any) -> Any:
         if not self.training or x.is_cuda:
             return super().predict(x, *args, **options)  # type: ignore[no-untyped-call]
-        with torch.autocast("cpu", torch.bfloat16):
+        # Channels last: a tenth faster on CPUs.
+        x = x.contiguous(memory_format=torch.channels_last)
+        with mixed_precision("cpu"):
             raw = super().predict(x, *args, **options)  # type: ignore[no-untyped-call]
         return tree_map(lambda part: part.float() if isinstance(part, Tensor) else part, raw)
 
@@ -296,7 +296,7 @@ def train_detector(recipe: DetectorRecipe, data: Path, runs: Path, device: str) 
             model = _MixedPrecisionDetector(cfg, nc=1, verbose=verbose)  # type: ignore[no-untyped-call]
             if weights is not None:
                 model.load(weights)  # type: ignore[no-untyped-call]
-            return model
+            return model.to(memory_format=torch.channels_last)
 
     folder = (runs / recipe.name).resolve()
     layout = folder / "data" / "data.yaml"

@@ -28,6 +28,7 @@ from models.evaluation import coco_figures
 from models.network import Architecture
 from models.pose_model import Card, PoseModel, read_tensors
 from models.training.people import People, Samples
+from models.training.precision import mixed_precision
 from models.training.recipes import PoseRecipe, RecipeError, Stage, TokenizerRecipe
 
 #: Steps over which each stage's learning rate rises to its peak.
@@ -45,7 +46,7 @@ def train_pose(recipe: PoseRecipe, data: Path, runs: Path, device: str, workers:
         recipe: what to train and how.
         data: the folder of the sets.
         runs: where the training's folder is made, and where `start` and `tokenizer` are looked for.
-        device: `cpu` or `cuda`; mixed precision is bfloat16 on both.
+        device: `cpu` or `cuda`; see `mixed_precision` for the number format.
         workers: processes that prepare samples; 0 prepares them in between.
 
     Returns:
@@ -116,7 +117,7 @@ def train_pose(recipe: PoseRecipe, data: Path, runs: Path, device: str, workers:
 
 def forward(model: PoseModel, crops: Tensor) -> Any:
     """Uint8 RGB crops `(N, 3, H, W)` to raw outputs in float32, computed in mixed precision."""
-    with torch.autocast(crops.device.type, torch.bfloat16):
+    with mixed_precision(crops.device.type):
         raw = model.network(normalise(crops, model))
     return tuple(part.float() for part in raw) if isinstance(raw, tuple) else raw.float()
 
