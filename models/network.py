@@ -9,10 +9,10 @@ import timm
 from torch import Tensor, nn
 
 from models.backbones import Pyramid
-from models.coco import JOINTS
 from models.heatmap import Heatmap
 from models.pct import PCT, MixerSize
 from models.simcc import SimCC
+from models.skeletons import COCO, Skeleton, SkeletonError, skeleton_of
 
 #: The representations, by the names that requests use.
 REPRESENTATIONS = ("simcc", "dark", "pct")
@@ -53,6 +53,7 @@ class Architecture:
         input_size: width and height in pixels.
         pyramid: the pyramid's channels; 0 for heads that read the backbone's last features.
         options: the representation's own arguments.
+        joints: the joints' names, in the order of the network's outputs.
     """
 
     representation: str
@@ -60,6 +61,7 @@ class Architecture:
     input_size: tuple[int, int]
     pyramid: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    joints: tuple[str, ...] = COCO.names
 
     @classmethod
     def parse(cls, table: dict[str, Any]) -> Architecture:
@@ -69,13 +71,26 @@ class Architecture:
             ArchitectureError: a field is missing or unknown.
         """
         try:
-            return cls(**{**table, "input_size": tuple(table["input_size"])})
+            size, joints = tuple(table["input_size"]), tuple(table.get("joints", COCO.names))
+            return cls(**{**table, "input_size": size, "joints": joints})
         except (KeyError, TypeError) as error:
             raise ArchitectureError(f"not an architecture: {error}; got {table}") from error
 
     def table(self) -> dict[str, Any]:
         """The table that `parse` reads."""
         return asdict(self)
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """The joints.
+
+        Raises:
+            ArchitectureError: there is no joint, or a name occurs twice.
+        """
+        try:
+            return skeleton_of(self.joints)
+        except SkeletonError as error:
+            raise ArchitectureError(str(error)) from error
 
 
 def build_representation(architecture: Architecture) -> Representation:
@@ -88,6 +103,8 @@ def build_representation(architecture: Architecture) -> Representation:
         name: MixerSize(**value) if isinstance(value, dict) else value
         for name, value in architecture.options.items()
     }
+    if architecture.representation == "pct":
+        options["joints"] = architecture.skeleton.joints
     kinds: dict[str, Any] = {"simcc": SimCC, "dark": Heatmap, "pct": PCT}
     if architecture.representation not in kinds:
         raise ArchitectureError(
@@ -129,7 +146,8 @@ class Network(nn.Module):
             Pyramid(channels, architecture.pyramid, stride) if architecture.pyramid else None
         )
         self.stride = stride
-        self.head = representation.head(architecture.pyramid or channels[stride], JOINTS)
+        joints = architecture.skeleton.joints
+        self.head = representation.head(architecture.pyramid or channels[stride], joints)
 
     def forward(self, crops: Tensor) -> Raw:
         """`(N, 3, H, W)` to the representation's raw output."""

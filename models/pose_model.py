@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.coco import MIRRORED
 from models.network import Architecture, Network, Representation, build_representation
+from models.skeletons import Skeleton
 
 #: ImageNet's mean and spread of RGB in [0, 1], which the literature's networks expect.
 MEAN = (0.485, 0.456, 0.406)
@@ -89,6 +89,11 @@ class PoseModel:
         return self.card.input_size
 
     @property
+    def skeleton(self) -> Skeleton:
+        """The joints, in the order in which `decode` gives them."""
+        return self.card.architecture.skeleton
+
+    @property
     def padding(self) -> float:
         """How much larger than the box its crop is."""
         return self.card.padding
@@ -111,7 +116,7 @@ class PoseModel:
         return nn.ModuleDict(parts)
 
     def decode(self, raw: Any) -> Tensor:
-        """Raw outputs to `(N, 17, 3)`: x, y in crop pixels, score in [0, 1]; always in float32.
+        """Raw outputs to `(N, K, 3)`: x, y in crop pixels, score in [0, 1]; always in float32.
 
         Half precision resolves only a quarter of a pixel at 256.
         """
@@ -125,13 +130,13 @@ class PoseModel:
         factor.
 
         Args:
-            keypoints: `(N, 17, 3)` decoded from the crops.
-            flipped: `(N, 17, 3)` decoded from the mirrored crops.
+            keypoints: `(N, K, 3)` decoded from the crops.
+            flipped: `(N, K, 3)` decoded from the mirrored crops.
 
         Returns:
-            `(N, 17, 3)`.
+            `(N, K, 3)`.
         """
-        back = flipped[:, list(MIRRORED)]
+        back = flipped[:, list(self.skeleton.mirrored)]
         back = torch.cat((self.input_size[0] - 1 - back[..., :1], back[..., 1:]), -1)
         return (keypoints + back) / 2
 
