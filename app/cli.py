@@ -247,13 +247,19 @@ def _table(rows: dict[str, dict[str, float]]) -> str:
 def _train(options: argparse.Namespace) -> int:
     recipe = recipes.read(options.recipe)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.devices > 1 and not isinstance(recipe, recipes.PoseRecipe):
+        raise UsageError(f"{recipe.name} trains on one device: only pose networks share a batch")
+    if device == "cuda" and options.devices > torch.cuda.device_count():
+        raise UsageError(f"there are {torch.cuda.device_count()} GPUs, not {options.devices}")
     options.runs.mkdir(parents=True, exist_ok=True)
     if isinstance(recipe, recipes.DetectorRecipe):
         weights = train_detector(recipe, options.data, options.runs, device)
     elif isinstance(recipe, recipes.TokenizerRecipe):
         weights = train_tokenizer(recipe, options.data, options.runs, device)
     else:
-        weights = train_pose(recipe, options.data, options.runs, device, options.workers)
+        weights = train_pose(
+            recipe, options.data, options.runs, device, options.workers, options.devices
+        )
     print(f"trained: {weights}, sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()}")
     return 0
 
@@ -337,7 +343,12 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", type=Path, default=Path("runs"), help="where trainings live (runs)"
     )
     train.add_argument("--device", help="cpu or cuda (cuda where there is one)")
-    train.add_argument("--workers", type=int, default=0, help="processes that prepare samples (0)")
+    train.add_argument(
+        "--devices", type=_count, default=1, help="GPUs, or processes on a CPU, share a batch (1)"
+    )
+    train.add_argument(
+        "--workers", type=int, default=0, help="processes on each device that prepare samples (0)"
+    )
     train.set_defaults(run=_train)
 
     catalogued = commands.add_parser("models", help="the pose models that posemux knows")
@@ -345,6 +356,14 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("list", help="name, size, figures, licence, and whether the weights are here")
     catalogued.set_defaults(run=_list_models)
     return parser
+
+
+def _count(text: str) -> int:
+    """An argument that counts something: 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _choose_model(parser: argparse.ArgumentParser) -> None:

@@ -161,14 +161,12 @@ def train(arguments: argparse.Namespace) -> None:
 def measure(model: PoseModel, data: Path) -> dict[str, dict[str, float]]:
     """COCO's figures for each way of decoding that the representation has."""
     people = People({"coco-dev": 1.0}, data)
-    annotations = data / "coco-dev.json"
     if not isinstance(model.representation, Heatmap):
-        return {"peak": validate(model, people, annotations)}
+        return {"peak": validate(model, people)}
     return {
         method: validate(
             PoseModel(model.card, model.network, replace(model.representation, method=method)),
             people,
-            annotations,
         )
         for method in ("argmax", "shift", "dark")
     }

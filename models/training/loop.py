@@ -1,45 +1,47 @@
-"""The training loop of pose networks and of PCT's tokenizer.
+"""Trainings of pose networks and of PCT's tokenizer.
 
-A training lives in a folder outside of git: `checkpoint.pt` after every epoch, from which it goes
-on after a kill with the result that it would have had; `curve.jsonl`, a line for every epoch; and
-`NAME.safetensors`, the averaged weights, once it is done.
+A training's folder (see `models.training.engine`) ends up with `NAME.safetensors`, its averaged
+weights.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models import geometry, pct
-from models.coco import JOINTS, MIRRORED
 from models.evaluation import coco_figures
 from models.network import Architecture
 from models.pose_model import Card, PoseModel, read_tensors
-from models.training.people import People, Samples
+from models.skeletons import COCO, Skeleton
+from models.training.datasets import read_keypoints
+from models.training.drawing import people_grid
+from models.training.engine import accelerator_of, fit, launch
+from models.training.people import MEMORY, People, Samples, loader
 from models.training.precision import mixed_precision
 from models.training.recipes import PoseRecipe, RecipeError, Stage, TokenizerRecipe
 
-#: Steps over which each stage's learning rate rises to its peak.
-WARM_UP_STEPS = 100
-#: The share of its peak at which a stage's learning rate ends.
-FINAL_SHARE = 0.02
-#: The largest gradient norm of a step.
-GRADIENT_NORM = 5.0
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+#: How many people of the validation set are drawn after every epoch.
+_DRAWN = 8
 
 
-def train_pose(recipe: PoseRecipe, data: Path, runs: Path, device: str, workers: int = 0) -> Path:
+def train_pose(
+    recipe: PoseRecipe, data: Path, runs: Path, device: str, workers: int = 0, devices: int = 1
+) -> Path:
     """Train a pose network, or go on with an interrupted training.
 
     Args:
@@ -47,78 +49,144 @@ def train_pose(recipe: PoseRecipe, data: Path, runs: Path, device: str, workers:
         data: the folder of the sets.
         runs: where the training's folder is made, and where `start` and `tokenizer` are looked for.
         device: `cpu` or `cuda`; see `mixed_precision` for the number format.
-        workers: processes that prepare samples; 0 prepares them in between.
+        workers: processes on each device that prepare samples; 0 prepares them in between.
+        devices: how many GPUs, or processes on a CPU, share each batch.
 
     Returns:
         The weights file.
 
     Raises:
-        RecipeError: the recipe starts from a training that is not there.
+        RecipeError: the batch cannot be shared by the devices, or the recipe starts from a training
+            that is not there.
         DatasetError: a set cannot be used.
+        TrainingError: the checkpoint is damaged, the loss is not finite, or a device has failed.
     """
-    torch.manual_seed(recipe.seed)
-    model = PoseModel.fresh(card_of(recipe.name, recipe.architecture)).to(device)
-    _start_from(model, recipe, runs)
-    folder = _folder(runs, recipe)
-    people = People(recipe.train, data)
-    validation = People({recipe.validate: 1.0}, data)
-    module = model.module()
-    if isinstance(model.representation, nn.Module):
-        model.representation.requires_grad_(False)
+    if recipe.batch % devices:
+        raise RecipeError(f"a batch of {recipe.batch} cannot be shared by {devices} devices")
+    if devices == 1:
+        return _train_pose(recipe, data, runs, device, workers)
+    # Whatever is wrong with the sets is said here, once, before any process starts.
+    for name in (*recipe.train, recipe.validate):
+        read_keypoints(data, name)
+    return launch(_train_pose, devices, recipe, data, runs, device, workers)
 
-    def batches(stage: Stage, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        order = people.epoch(np.random.default_rng((recipe.seed, epoch)))
-        samples = Samples(
-            people,
-            order[: len(order) // recipe.batch * recipe.batch],
-            stage.input_size or model.input_size,
-            recipe.augmentation,
-            (recipe.seed, epoch),
-        )
-        yield from _loader(samples, recipe.batch, workers)
 
-    def loss(batch: tuple[Tensor, Tensor, Tensor], stage: Stage) -> Tensor:
-        crops, keypoints, labelled = (part.to(device, non_blocking=True) for part in batch)
-        # A frozen network is also spared its batch statistics.
-        model.network.train(not stage.frozen)
-        model.network.head.train()
-        raw = forward(model, crops)
-        return model.representation.loss(raw, keypoints, labelled)
-
-    def measure(averaged: nn.Module, stage: Stage) -> dict[str, float]:
-        size = stage.input_size or model.input_size
-        card = card_of(recipe.name, replace(recipe.architecture, input_size=size))
-        chosen = PoseModel(card, averaged["network"], model.representation)  # type: ignore[index]
-        averaged.eval()
-        return validate(chosen, validation, data / f"{recipe.validate}.json")
-
-    def trainable(stage: Stage) -> list[nn.Parameter]:
-        chosen = model.network.head if stage.frozen else model.network
-        return list(chosen.parameters())
-
-    averaged = _fit(
-        module,
+def _train_pose(recipe: PoseRecipe, data: Path, runs: Path, device: str, workers: int) -> Path:
+    """One process's part of `train_pose`."""
+    accelerator = accelerator_of(device)
+    folder = _folder(runs, recipe, accelerator)
+    training = _PoseTraining(recipe, data, runs, accelerator, workers)
+    averaged = fit(
+        training,
         folder,
         recipe.stages,
-        trainable,
-        batches,
-        loss,
-        measure,
-        validate_every=recipe.validate_every,
+        accelerator,
+        seed=recipe.seed,
         ema=recipe.ema,
         weight_decay=recipe.weight_decay,
-        steps_per_epoch=_steps(people, recipe.batch),
+        validate_every=recipe.validate_every,
     )
-    module.load_state_dict(averaged.module.state_dict())
-    path = folder / f"{recipe.name}.safetensors"
-    model.save(path)
+    path = _finish(training.model, training.module, averaged, folder, recipe.name, accelerator)
+    accelerator.end_training()
     return path
 
 
-def forward(model: PoseModel, crops: Tensor) -> Any:
-    """Uint8 RGB crops `(N, 3, H, W)` to raw outputs in float32, computed in mixed precision."""
+class _PoseTraining:
+    """A pose network's training; see `models.training.engine.Training`."""
+
+    def __init__(
+        self, recipe: PoseRecipe, data: Path, runs: Path, accelerator: Accelerator, workers: int
+    ) -> None:
+        self.recipe, self.accelerator, self.workers = recipe, accelerator, workers
+        self.people = People(recipe.train, data, memory=0)
+        self.validation = People({recipe.validate: 1.0}, data, memory=0)
+        if self.validation.skeleton != self.people.skeleton:
+            raise RecipeError(f"{recipe.validate} has other joints than {', '.join(recipe.train)}")
+        if self.people.epoch_size() < recipe.batch:
+            raise RecipeError(
+                f"an epoch has {self.people.epoch_size()} people, no batch of {recipe.batch}"
+            )
+        torch.manual_seed(recipe.seed)
+        self.architecture = replace(recipe.architecture, joints=self.people.skeleton.names)
+        model = PoseModel.fresh(card_of(recipe.name, self.architecture))
+        _start_from(model, recipe, runs)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            # timm's, since PyTorch's own would lose the activations of timm's layers.
+            model.network = convert_sync_batchnorm(model.network)  # type: ignore[no-untyped-call]
+        self.model = model.to(accelerator.device)
+        self.module = model.module()
+        if isinstance(model.representation, nn.Module):
+            model.representation.requires_grad_(False)
+        self._network: nn.Module = model.network
+        if accelerator.is_main_process:
+            _announce(recipe, self.people, self.module, accelerator)
+        self.people.hold(MEMORY // accelerator.num_processes)
+        if accelerator.is_main_process:
+            self.validation.hold(MEMORY // 4)
+
+    def prepare(self, stage: Stage) -> list[nn.Parameter]:
+        network = self.model.network
+        network.requires_grad_(not stage.frozen)
+        network.head.requires_grad_(True)
+        # Joins the processes anew, because what learns must be known then.
+        self._network = self.accelerator.prepare_model(network)
+        return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+    def steps(self, stage: Stage) -> int:
+        return self.people.epoch_size() // self.recipe.batch
+
+    def batches(
+        self, stage: Stage, epoch: int, first: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        order = self.people.epoch(np.random.default_rng((self.recipe.seed, epoch)))
+        processes = self.accelerator.num_processes
+        shared = order[: self.steps(stage) * self.recipe.batch].reshape(
+            self.steps(stage), processes, -1
+        )
+        samples = Samples(
+            self.people,
+            shared[first:, self.accelerator.process_index].flatten(),
+            stage.input_size or self.model.input_size,
+            self.recipe.augmentation,
+            (self.recipe.seed, epoch),
+        )
+        return iter(loader(samples, self.recipe.batch // processes, self.workers))
+
+    def loss(self, batch: tuple[Tensor, Tensor, Tensor], stage: Stage) -> Tensor:
+        device = self.accelerator.device
+        crops, keypoints, labelled = (part.to(device, non_blocking=True) for part in batch)
+        # A frozen network is also spared its batch statistics.
+        self._network.train(not stage.frozen)
+        self.model.network.head.train()
+        raw = forward(self._network, normalise(crops, self.model))
+        return self.model.representation.loss(raw, keypoints, labelled)
+
+    def measure(self, averaged: nn.Module, stage: Stage) -> dict[str, float]:
+        return validate(self._at_stage(averaged, stage), self.validation)
+
+    @torch.inference_mode()
+    def picture(self, averaged: nn.Module, stage: Stage) -> npt.NDArray[np.uint8]:
+        model = self._at_stage(averaged, stage)
+        rows = np.linspace(0, len(self.validation.people) - 1, _DRAWN).astype(int)
+        samples = Samples(self.validation, rows, model.input_size, padding=model.padding)
+        [(crops, keypoints, labelled)] = loader(samples, _DRAWN)
+        raw = forward(model.network, normalise(crops.to(model.device), model))
+        decoded = model.decode(raw).cpu()
+        host = tuple(part.cpu() for part in raw) if isinstance(raw, tuple) else raw.cpu()
+        return people_grid(crops, keypoints, labelled, decoded, host)
+
+    def _at_stage(self, averaged: nn.Module, stage: Stage) -> PoseModel:
+        """Averaged weights as a pose model for the stage's input size."""
+        size = stage.input_size or self.model.input_size
+        card = card_of(self.recipe.name, replace(self.architecture, input_size=size))
+        averaged.eval()
+        return PoseModel(card, averaged["network"], self.model.representation)  # type: ignore[index]
+
+
+def forward(network: nn.Module, crops: Tensor) -> Any:
+    """Normalised crops `(N, 3, H, W)` to float32 raw outputs, computed in mixed precision."""
     with mixed_precision(crops.device.type):
-        raw = model.network(normalise(crops, model))
+        raw = network(crops)
     return tuple(part.float() for part in raw) if isinstance(raw, tuple) else raw.float()
 
 
@@ -131,19 +199,28 @@ def normalise(crops: Tensor, model: PoseModel) -> Tensor:
 
 
 @torch.inference_mode()
-def validate(model: PoseModel, people: People, annotations: Path) -> dict[str, float]:
-    """COCO's figures of a pose model on ground-truth boxes, without flip test."""
+def validate(model: PoseModel, people: People) -> dict[str, float]:
+    """The figures of a pose model on the ground-truth boxes of one set, without flip test.
+
+    COCO's own for its joints; for others, whose precision COCO does not know, PCK.
+    """
     samples = Samples(people, range(len(people.people)), model.input_size, padding=model.padding)
-    crops = DataLoader(samples, batch_size=64)
     decoded = torch.cat(
         [
-            model.decode(model.network(normalise(c.to(model.device), model))).cpu()
-            for c, _, _ in crops
+            model.decode(model.network(normalise(crops.to(model.device), model))).cpu()
+            for crops, _, _ in loader(samples, 64)
         ]
     )
     boxes = torch.from_numpy(np.stack([person.box for person in people.people]))
     back = geometry.invert_affines(geometry.crop_affines(boxes, model.input_size, model.padding))
     positions = geometry.apply_affines(back, decoded[..., :2]).float()
+    [truth] = people.sets
+    if not truth.coco or truth.skeleton != COCO:
+        known = torch.from_numpy(np.stack([person.keypoints for person in people.people]))
+        distances = (positions - known[..., :2]).norm(dim=-1)
+        # Yang and Ramanan, PAMI 2013, section 6.2.
+        right = distances <= 0.1 * (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
+        return {"PCK@0.1": right[known[..., 2] > 0].double().mean().item()}
     keypoints = torch.cat((positions, decoded[..., 2:]), -1)
     results = [
         {
@@ -154,7 +231,7 @@ def validate(model: PoseModel, people: People, annotations: Path) -> dict[str, f
         }
         for person, joints in zip(people.people, keypoints, strict=True)
     ]
-    return coco_figures(annotations, results)
+    return coco_figures(truth.annotations, results)
 
 
 def train_tokenizer(recipe: TokenizerRecipe, data: Path, runs: Path, device: str) -> Path:
@@ -162,7 +239,7 @@ def train_tokenizer(recipe: TokenizerRecipe, data: Path, runs: Path, device: str
 
     Args:
         recipe: what to train and how.
-        data: the folder that holds the poses and the validation set's annotations.
+        data: the folder that holds the poses.
         runs: where the training's folder is made.
         device: `cpu` or `cuda`.
 
@@ -170,64 +247,95 @@ def train_tokenizer(recipe: TokenizerRecipe, data: Path, runs: Path, device: str
         The weights file: the `representation.*` keys of a PCT pose model.
 
     Raises:
-        RecipeError: the file of poses is missing.
+        RecipeError: the file of poses is missing or has another layout.
+        DatasetError: the set of poses cannot be used.
+        TrainingError: the checkpoint is damaged or the loss is not finite.
     """
-    torch.manual_seed(recipe.seed)
-    model = PoseModel.fresh(card_of(recipe.name, recipe.architecture)).to(device)
-    representation = cast(pct.PCT, model.representation)
-    tokenizer = representation.tokenizer
-    folder = _folder(runs, recipe)
-    poses = _read_poses(data / recipe.poses)
-    keypoints, visible = augment_poses(*poses, model.input_size, recipe, epoch=-1)
-    held_out = torch.rand(len(visible), generator=torch.Generator().manual_seed(recipe.seed)) < 0.02
-    test = (keypoints[held_out].to(device), visible[held_out].to(device))
-    chosen = ~held_out.numpy()
-    steps = int(chosen.sum()) // recipe.batch
+    accelerator = accelerator_of(device)
+    folder = _folder(runs, recipe, accelerator)
+    training = _TokenizerTraining(recipe, data, accelerator)
+    averaged = fit(
+        training,
+        folder,
+        (Stage(recipe.epochs, recipe.learning_rate),),
+        accelerator,
+        seed=recipe.seed,
+        ema=0.99,
+        weight_decay=recipe.weight_decay,
+        validate_every=1,
+    )
+    path = _finish(training.model, training.module, averaged, folder, recipe.name, accelerator)
+    accelerator.end_training()
+    return path
 
-    def batches(_: Stage, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        moved, seen = augment_poses(
-            poses[0][chosen], poses[1][chosen], model.input_size, recipe, epoch
+
+class _TokenizerTraining:
+    """A tokenizer's training; see `models.training.engine.Training`."""
+
+    def __init__(self, recipe: TokenizerRecipe, data: Path, accelerator: Accelerator) -> None:
+        self.recipe, self.device = recipe, accelerator.device
+        self.skeleton, keypoints, boxes = _read_poses(data, recipe.poses)
+        torch.manual_seed(recipe.seed)
+        architecture = replace(recipe.architecture, joints=self.skeleton.names)
+        self.model = PoseModel.fresh(card_of(recipe.name, architecture)).to(self.device)
+        self.tokenizer = cast(pct.PCT, self.model.representation).tokenizer
+        self.module: nn.Module = self.tokenizer
+        generator = torch.Generator().manual_seed(recipe.seed)
+        held_out = (torch.rand(len(boxes), generator=generator) < 0.02).numpy()
+        if not 0 < held_out.sum() <= len(boxes) - recipe.batch:
+            raise RecipeError(f"{recipe.poses} has too few poses: {len(boxes)}")
+        plain = self._draw(keypoints[held_out], boxes[held_out], epoch=-1)
+        self.test = tuple(part.to(self.device) for part in plain)
+        self.poses = keypoints[~held_out], boxes[~held_out]
+        tqdm.write(
+            f"{recipe.name}: {len(boxes) - held_out.sum():,} poses, {recipe.epochs} epochs of "
+            f"{self._steps:,} steps of {recipe.batch}, on {self.device}"
         )
+
+    @property
+    def _steps(self) -> int:
+        return len(self.poses[0]) // self.recipe.batch
+
+    def _draw(
+        self, keypoints: npt.NDArray[np.float32], boxes: npt.NDArray[np.float32], epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        size = self.model.input_size
+        return augment_poses(keypoints, boxes, size, self.recipe, epoch, self.skeleton)
+
+    def prepare(self, stage: Stage) -> list[nn.Parameter]:
+        return list(self.tokenizer.parameters())
+
+    def steps(self, stage: Stage) -> int:
+        return self._steps
+
+    def batches(self, stage: Stage, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        moved, seen = self._draw(*self.poses, epoch=epoch)
         order = torch.randperm(len(moved), generator=torch.Generator().manual_seed(epoch))
-        for rows in torch.split(order[: steps * recipe.batch], recipe.batch):
+        size = self.recipe.batch
+        for rows in torch.split(order[first * size : self._steps * size], size):
             yield moved[rows], seen[rows]
 
-    def loss(batch: tuple[Tensor, Tensor], _: Stage) -> Tensor:
-        points, seen = (part.to(device) for part in batch)
-        tokenizer.train()
-        kept = seen * (torch.rand_like(seen) >= recipe.drop)
+    def loss(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
+        points, seen = (part.to(self.device) for part in batch)
+        tokenizer = self.tokenizer.train()
+        kept = seen * (torch.rand_like(seen) >= self.recipe.drop)
         tokenized = tokenizer(points, kept)
         tokenizer.update_codebook(tokenized.features.detach(), tokenized.tokens)
         tokenizer.revive(tokenized.features.detach(), threshold=0.01)
         return pct.tokenizer_loss(tokenized, points, seen)
 
     @torch.inference_mode()
-    def measure(averaged: nn.Module, _: Stage) -> dict[str, float]:
-        averaged.eval()
-        tokenized = averaged(*test)
-        error = (tokenized.keypoints - test[0]).norm(dim=-1)[test[1] > 0].mean()
+    def measure(self, averaged: nn.Module, stage: Stage) -> dict[str, float]:
+        points, seen = self.test
+        tokenized = averaged.eval()(points, seen)
+        error = (tokenized.keypoints - points).norm(dim=-1)[seen > 0].mean()
         return {
             "mean_error_px": error.item(),
             "entries_used": float(tokenized.tokens.unique().numel()),
         }
 
-    averaged = _fit(
-        tokenizer,
-        folder,
-        (Stage(recipe.epochs, recipe.learning_rate),),
-        lambda _: list(tokenizer.parameters()),
-        batches,
-        loss,
-        measure,
-        validate_every=1,
-        ema=0.99,
-        weight_decay=recipe.weight_decay,
-        steps_per_epoch=lambda _: steps,
-    )
-    tokenizer.load_state_dict(averaged.module.state_dict())
-    path = folder / f"{recipe.name}.safetensors"
-    model.save(path)
-    return path
+    def picture(self, averaged: nn.Module, stage: Stage) -> None:
+        return None
 
 
 def augment_poses(
@@ -236,6 +344,7 @@ def augment_poses(
     input_size: tuple[int, int],
     recipe: TokenizerRecipe,
     epoch: int,
+    skeleton: Skeleton = COCO,
 ) -> tuple[Tensor, Tensor]:
     """Poses as they would lie in augmented crops, all at once.
 
@@ -245,6 +354,7 @@ def augment_poses(
         input_size: width and height of the crop.
         recipe: its augmentation and seed.
         epoch: which draw; -1 for plain crops.
+        skeleton: the joints.
 
     Returns:
         `(N, K, 2)` in crop pixels and `(N, K)` 1 where labelled.
@@ -268,10 +378,11 @@ def augment_poses(
     moved = geometry.apply_affines(geometry.affines(centres, scales, input_size, degrees), points)
     if epoch >= 0:
         mirrored = torch.from_numpy(rng.random(len(boxes)) < recipe.augmentation.flip_probability)
-        flipped = moved[:, list(MIRRORED)] * moved.new_tensor([-1, 1])
+        mirror = list(skeleton.mirrored)
+        flipped = moved[:, mirror] * moved.new_tensor([-1, 1])
         flipped[..., 0] += input_size[0] - 1
         moved = torch.where(mirrored[:, None, None], flipped, moved)
-        labelled = torch.where(mirrored[:, None], labelled[:, list(MIRRORED)], labelled)
+        labelled = torch.where(mirrored[:, None], labelled[:, mirror], labelled)
     return moved.float(), labelled.float()
 
 
@@ -288,133 +399,62 @@ def card_of(name: str, architecture: Architecture) -> Card:
     )
 
 
-# --------------------------------------------------------------------------------------- the loop
+# ------------------------------------------------------------------------------------------ parts
 
 
-def _fit(
-    module: nn.Module,
-    folder: Path,
-    stages: tuple[Stage, ...],
-    trainable: Callable[[Stage], list[nn.Parameter]],
-    batches: Callable[[Stage, int], Iterator[Any]],
-    loss: Callable[[Any, Stage], Tensor],
-    measure: Callable[[nn.Module, Stage], dict[str, float]],
-    *,
-    validate_every: int,
-    ema: float,
-    weight_decay: float,
-    steps_per_epoch: Callable[[Stage], int],
-) -> AveragedModel:
-    """Run all stages from wherever the folder's checkpoint left off; returns averaged weights."""
-    average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
-    checkpoint = folder / "checkpoint.pt"
-    done, saved_optimizer = 0, None
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        module.load_state_dict(saved["module"])
-        averaged.load_state_dict(saved["averaged"])
-        torch.set_rng_state(saved["rng"])
-        done, saved_optimizer = saved["epochs"], saved["optimizer"]
-    first = 0
-    for stage in stages:
-        last = first + stage.epochs
-        if done < last:
-            parameters = trainable(stage)
-            for parameter in module.parameters():
-                parameter.requires_grad_(False)
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            optimizer = AdamW(parameters, stage.learning_rate, weight_decay=weight_decay)
-            if done > first and saved_optimizer is not None:
-                optimizer.load_state_dict(saved_optimizer)
-            steps = steps_per_epoch(stage)
-            for epoch in range(max(first, done), last):
-                step = (epoch - first) * steps
-                total = 0.0
-                bar = tqdm(
-                    batches(stage, epoch), total=steps, desc=f"epoch {epoch + 1}/{_end(stages)}"
-                )
-                for count, batch in enumerate(bar, 1):
-                    rate = schedule(step + count, steps * stage.epochs)
-                    for group in optimizer.param_groups:
-                        group["lr"] = stage.learning_rate * rate
-                    value = loss(batch, stage)
-                    optimizer.zero_grad()
-                    value.backward()  # type: ignore[no-untyped-call]
-                    nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
-                    optimizer.step()
-                    averaged.update_parameters(module)
-                    total += value.item()
-                    bar.set_postfix(loss=f"{total / count:.5f}", refresh=False)
-                line: dict[str, Any] = {"epoch": epoch + 1, "loss": total / steps}
-                if (epoch + 1) % validate_every == 0 or epoch + 1 == _end(stages):
-                    line |= measure(averaged.module, stage)
-                with (folder / "curve.jsonl").open("a") as curve:
-                    curve.write(json.dumps(line) + "\n")
-                tqdm.write(json.dumps(line))
-                _save_atomically(
-                    {
-                        "module": module.state_dict(),
-                        "averaged": averaged.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "rng": torch.get_rng_state(),
-                        "epochs": epoch + 1,
-                    },
-                    checkpoint,
-                )
-        first = last
-    return averaged
+def _announce(
+    recipe: PoseRecipe, people: People, module: nn.Module, accelerator: Accelerator
+) -> None:
+    """Say what is about to happen, while it can still be stopped cheaply."""
+    epochs, steps = (
+        sum(stage.epochs for stage in recipe.stages),
+        people.epoch_size() // recipe.batch,
+    )
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    tqdm.write(
+        f"{recipe.name}: {parameters / 1e6:.1f} million parameters, {len(people.people):,} people, "
+        f"{epochs} epochs of {steps:,} steps of {recipe.batch}, {epochs * steps:,} steps in all, "
+        f"on {accelerator.num_processes} x {accelerator.device.type}"
+    )
 
 
-def schedule(step: int, steps: int) -> float:
-    """The learning rate of a step as a share of the stage's peak: linear warm-up, then a cosine."""
-    warm_up = min(WARM_UP_STEPS, steps // 5)
-    if step < warm_up:
-        return step / warm_up
-    progress = (step - warm_up) / max(1, steps - warm_up)
-    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _end(stages: tuple[Stage, ...]) -> int:
-    return sum(stage.epochs for stage in stages)
-
-
-def _save_atomically(state: dict[str, Any], path: Path) -> None:
-    """A kill while writing leaves the checkpoint of the epoch before."""
-    written = path.with_suffix(".part")
-    torch.save(state, written)
-    written.replace(path)
-
-
-def _folder(runs: Path, recipe: PoseRecipe | TokenizerRecipe) -> Path:
+def _folder(runs: Path, recipe: PoseRecipe | TokenizerRecipe, accelerator: Accelerator) -> Path:
     """The training's folder, which belongs to exactly this recipe.
 
     Raises:
         RecipeError: the folder holds a training by another recipe of the same name.
     """
     folder = runs / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
     used, text = folder / "recipe.json", json.dumps(asdict(recipe), indent=1)
     if used.is_file() and used.read_text() != text:
         raise RecipeError(
             f"{folder} holds a training by another recipe named {recipe.name}: move it"
         )
-    used.write_text(text)
+    if accelerator.is_main_process and not used.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        written = used.with_suffix(".part")
+        written.write_text(text)
+        written.replace(used)
     return folder
 
 
-def _steps(people: People, batch: int) -> Callable[[Stage], int]:
-    size = sum(round((last - first) * share) for first, last, share in people.spans)
-    return lambda _: size // batch
-
-
-def _loader(
-    samples: Samples, batch: int, workers: int
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    return DataLoader(
-        samples, batch_size=batch, num_workers=workers, pin_memory=torch.cuda.is_available()
-    )
+def _finish(
+    model: PoseModel,
+    module: nn.Module,
+    averaged: nn.Module,
+    folder: Path,
+    name: str,
+    accelerator: Accelerator,
+) -> Path:
+    """Write the averaged weights; a kill while writing leaves no torn file."""
+    path = folder / f"{name}.safetensors"
+    if accelerator.is_main_process:
+        module.load_state_dict(averaged.state_dict())
+        written = path.with_suffix(".part")
+        model.save(written)
+        written.replace(path)
+    accelerator.wait_for_everyone()
+    return path
 
 
 def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
@@ -444,13 +484,29 @@ def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
 
 
 def _read_poses(
-    path: Path,
-) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]:
-    """Keypoints `(N, K, 3)` and boxes `(N, 4)` of poses with at least five labelled joints."""
-    if not path.is_file():
-        raise RecipeError(f"the poses {path} are missing")
-    with np.load(path) as poses:
-        keypoints = poses["keypoints"].astype(np.float32).reshape(-1, JOINTS, 3)
-        boxes = poses["bbox_xywh"].astype(np.float32)
+    data: Path, name: str
+) -> tuple[Skeleton, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Keypoints `(N, K, 3)` and boxes `(N, 4)` of poses with at least five labelled joints.
+
+    They come from a `.npz` file of COCO poses or from a set's annotations.
+    """
+    if name.endswith(".npz"):
+        path, skeleton = data / name, COCO
+        if not path.is_file():
+            raise RecipeError(f"the poses {path} are missing")
+        try:
+            with np.load(path) as poses:
+                keypoints = poses["keypoints"].astype(np.float32).reshape(-1, COCO.joints, 3)
+                boxes = poses["bbox_xywh"].astype(np.float32).reshape(len(keypoints), 4)
+        except (ValueError, KeyError, OSError, BadZipFile) as error:
+            raise RecipeError(
+                f"{path} must hold keypoints (N, {COCO.joints}, 3) and bbox_xywh (N, 4): {error}"
+            ) from error
+    else:
+        read = read_keypoints(data, name)
+        skeleton = read.skeleton
+        keypoints = np.stack([person.keypoints for person in read.people])
+        corners = np.stack([person.box for person in read.people])
+        boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1)
     enough = (keypoints[..., 2] > 0).sum(1) >= 5
-    return keypoints[enough], boxes[enough]
+    return skeleton, keypoints[enough], boxes[enough]

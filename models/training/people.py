@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from models import geometry
-from models.coco import JOINTS, MIRRORED
-from models.training.datasets import CocoSet, DatasetError
+from models.training.datasets import DatasetError, KeypointSet, Person, read_keypoints
 
-_UPPER_BODY = np.arange(JOINTS) < 11
+#: Bytes of decoded pictures that are kept: about 4,600 of COCO.
+MEMORY = 4 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -46,57 +46,76 @@ class Augmentation:
     cutout_probability: float = 0.3
 
 
-@dataclass(frozen=True)
-class Person:
-    """One person of a set: where the picture is and what is known of the person."""
-
-    picture: int
-    box: npt.NDArray[np.float32]
-    keypoints: npt.NDArray[np.float32]
-    image_id: int
-
-
 class People:
-    """Everybody with labelled joints in some sets, and their decoded pictures, held in memory.
+    """Everybody with labelled joints in some sets, and their pictures.
+
+    Pictures are kept decoded as long as there is memory for them; those beyond are read and decoded
+    whenever they are asked for, which is slower and gives the same samples.
 
     Args:
         sets: the sets, each with the share of its people that an epoch sees.
         data: the folder that holds them.
+        memory: how many bytes of decoded pictures are kept from now on; see `hold`.
 
     Raises:
-        DatasetError: a set is missing, has nobody with joints, or a picture does not decode.
+        DatasetError: a set cannot be used, the sets' joints differ, or a picture does not decode.
     """
 
-    def __init__(self, sets: dict[str, float], data: Path) -> None:
-        self.pictures: list[npt.NDArray[np.uint8]] = []
+    def __init__(self, sets: dict[str, float], data: Path, memory: int = MEMORY) -> None:
         self.people: list[Person] = []
         #: For each set: where its people start and end, and the share an epoch sees.
         self.spans: list[tuple[int, int, float]] = []
-        for name, share in sets.items():
-            first = len(self.people)
-            people = CocoSet(data, name)
-            for picture in tqdm(people, desc=f"reading {name}", unit="picture", disable=None):
-                chosen = [person for person in picture.people if person.get("num_keypoints", 0) > 0]
-                if not chosen:
-                    continue
-                encoded = np.frombuffer(people.pictures.read(picture.file_name), np.uint8)
-                image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-                if image is None:
-                    raise DatasetError(f"picture {picture.file_name!r} of {name} does not decode")
-                for person in chosen:
-                    x, y, w, h = person["bbox"]
-                    self.people.append(
-                        Person(
-                            len(self.pictures),
-                            np.array([x, y, x + w, y + h], np.float32),
-                            np.array(person["keypoints"], np.float32).reshape(JOINTS, 3),
-                            person["image_id"],
-                        )
-                    )
-                self.pictures.append(image.astype(np.uint8, copy=False))
-            if len(self.people) == first:
-                raise DatasetError(f"nobody in {name} has labelled keypoints")
-            self.spans.append((first, len(self.people), share))
+        self.sets = [read_keypoints(data, name) for name in sets]
+        self.skeleton = self.sets[0].skeleton
+        self._owners: list[KeypointSet] = []
+        self._decoded: dict[tuple[str, str], npt.NDArray[np.uint8]] = {}
+        for read, share in zip(self.sets, sets.values(), strict=True):
+            if read.skeleton != self.skeleton:
+                raise DatasetError(
+                    f"{read.name} has other joints than {self.sets[0].name}: "
+                    f"{list(read.skeleton.names)}, not {list(self.skeleton.names)}"
+                )
+            self.spans.append((len(self.people), len(self.people) + len(read.people), share))
+            self.people += read.people
+            self._owners += [read] * len(read.people)
+        if memory:
+            self.hold(memory)
+
+    def hold(self, memory: int) -> None:
+        """Decode pictures and keep them until that many bytes are full."""
+        held = 0
+        for index in tqdm(range(len(self.people)), "decoding", unit="person", disable=None):
+            key = self._key(index)
+            if key not in self._decoded:
+                image = self.image(index)
+                held += image.nbytes
+                if held > memory:
+                    break
+                self._decoded[key] = image
+
+    def image(self, index: int) -> npt.NDArray[np.uint8]:
+        """The RGB picture `(H, W, 3)` that a person is in.
+
+        Raises:
+            DatasetError: it does not decode.
+        """
+        key = self._key(index)
+        if key in self._decoded:
+            return self._decoded[key]
+        encoded = self._owners[index].pictures.read(key[1])
+        # Annotations are in the pixels as they are stored, whatever way up a camera held them.
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
+        if image is None:
+            raise DatasetError(f"picture {key[1]!r} of {key[0]} does not decode")
+        return image.astype(np.uint8, copy=False)
+
+    def _key(self, index: int) -> tuple[str, str]:
+        return self._owners[index].name, self.people[index].file_name
+
+    def epoch_size(self) -> int:
+        """How many people an epoch sees."""
+        return sum(round((last - first) * share) for first, last, share in self.spans)
 
     def epoch(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """A shuffled epoch's people: of each set its share, drawn anew every epoch."""
@@ -147,27 +166,50 @@ class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         keypoints, labelled = person.keypoints[:, :2], person.keypoints[:, 2] > 0
         box = person.box
         if self.augmentation is not None:
-            box = _half_body(box, keypoints, labelled, self.augmentation, rng)
+            upper = np.array(self.people.skeleton.upper_body)
+            box = _half_body(box, keypoints, labelled, upper, self.augmentation, rng)
         affine = random_affine(box, self.input_size, self.padding, self.augmentation, rng)
-        crop = cv2.warpAffine(
-            self.people.pictures[person.picture],
-            affine,
-            self.input_size,
-            flags=cv2.INTER_LINEAR,
-        ).astype(np.uint8, copy=False)
+        picture = self.people.image(int(self.order[index]))
+        crop = cv2.warpAffine(picture, affine, self.input_size, flags=cv2.INTER_LINEAR)
         moved = keypoints @ affine[:, :2].T + affine[:, 2]
         if self.augmentation is not None:
             if rng.random() < self.augmentation.flip_probability:
-                crop = np.ascontiguousarray(crop[:, ::-1])
+                crop = cv2.flip(crop, 1)
                 moved = np.stack((self.input_size[0] - 1 - moved[:, 0], moved[:, 1]), 1)
-                moved, labelled = moved[list(MIRRORED)], labelled[list(MIRRORED)]
-            crop = _recolour(crop, self.augmentation, rng)
+                mirrored = list(self.people.skeleton.mirrored)
+                moved, labelled = moved[mirrored], labelled[mirrored]
+            crop = _recolour(crop.astype(np.uint8, copy=False), self.augmentation, rng)
             _cut_out(crop, self.augmentation, rng)
         return (
             torch.from_numpy(crop).permute(2, 0, 1),
             torch.from_numpy(moved.astype(np.float32)),
             torch.from_numpy(labelled.astype(np.float32)),
         )
+
+
+def loader(
+    samples: Samples, batch: int, workers: int = 0
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of samples in order; with workers they are prepared ahead, in other processes.
+
+    Workers are forked for every epoch: they share the pictures in memory, and start in less time
+    than a step takes.
+    """
+    return DataLoader(
+        samples,
+        batch_size=batch,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+        # Else every loader would draw from the generator that the training draws from.
+        generator=torch.Generator(),
+    )
+
+
+def _one_thread(_: int) -> None:
+    """OpenCV's own threads would fight over the cores that the workers share."""
+    cv2.setNumThreads(0)
 
 
 def random_affine(
@@ -196,13 +238,14 @@ def _half_body(
     box: npt.NDArray[np.float32],
     keypoints: npt.NDArray[np.float32],
     labelled: npt.NDArray[np.bool_],
+    upper: npt.NDArray[np.bool_],
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> npt.NDArray[np.float32]:
     """Sometimes the box of only the upper or lower joints (HRNet, `half_body_transform`)."""
     if labelled.sum() <= 8 or rng.random() >= augmentation.half_body_probability:
         return box
-    half = _UPPER_BODY if rng.random() < 0.6 else ~_UPPER_BODY
+    half = upper if rng.random() < 0.6 else ~upper
     chosen = keypoints[labelled & half]
     if len(chosen) < 3:
         return box

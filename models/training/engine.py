@@ -1,0 +1,362 @@
+"""The engine under every training: steps, averaged weights, checkpoints, curves and pictures.
+
+A training lives in a folder outside of git. `checkpoint.pt` is written after every epoch and every
+few minutes in between; from it a killed training goes on with the result that it would have had,
+because a step's randomness comes from the seed, the epoch and the step alone. `curve.jsonl` has a
+line for every epoch, `tensorboard/` the same as curves, `pictures/` targets and predictions.
+
+One process drives one device. Hugging Face's accelerate joins several of them: gradients are
+averaged by PyTorch's DistributedDataParallel, and the first process writes everything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from uuid import uuid4
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from models.training.recipes import Stage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+#: Steps over which each stage's learning rate rises to its peak.
+WARM_UP_STEPS = 100
+#: The share of its peak at which a stage's learning rate ends.
+FINAL_SHARE = 0.02
+#: The largest gradient norm of a step.
+GRADIENT_NORM = 5.0
+#: Seconds after which a checkpoint is written within an epoch.
+CHECKPOINT_SECONDS = 300.0
+#: Steps between two readings of the loss, each of which waits for the device.
+_READ_EVERY = 20
+
+T = TypeVar("T")
+
+
+class TrainingError(ValueError):
+    """A training that cannot go on: the message says why and what helps."""
+
+
+class Training(Protocol):
+    """What the engine trains."""
+
+    #: Everything that is learnt, averaged and kept in checkpoints.
+    module: nn.Module
+
+    def prepare(self, stage: Stage) -> list[nn.Parameter]:
+        """Get ready for a stage; returns the parameters that learn in it."""
+
+    def steps(self, stage: Stage) -> int:
+        """How many steps an epoch of the stage has."""
+
+    def batches(self, stage: Stage, epoch: int, first: int) -> Iterator[Any]:
+        """The batches of an epoch's steps from the first that is given on."""
+
+    def loss(self, batch: Any, stage: Stage) -> Tensor:
+        """The loss of a batch."""
+
+    def measure(self, averaged: nn.Module, stage: Stage) -> dict[str, float]:
+        """The figures of averaged weights."""
+
+    def picture(self, averaged: nn.Module, stage: Stage) -> npt.NDArray[np.uint8] | None:
+        """RGB `(H, W, 3)` of what averaged weights predict, where that can be drawn."""
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Args:
+        epochs: those that are over.
+        step: steps of the epoch that is not.
+        total: the sum of their losses.
+        curve: a line for every epoch that is over.
+    """
+
+    epochs: int = 0
+    step: int = 0
+    total: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    training: Training,
+    folder: Path,
+    stages: tuple[Stage, ...],
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    ema: float,
+    weight_decay: float,
+    validate_every: int,
+) -> nn.Module:
+    """Run all stages from wherever the folder's checkpoint left off; returns averaged weights.
+
+    Args:
+        training: what is trained.
+        folder: where its checkpoint, curve and pictures are.
+        stages: one after the other.
+        accelerator: the device, and the other processes.
+        seed: of everything random.
+        ema: how much of the averaged weights survives a step.
+        weight_decay: AdamW's.
+        validate_every: epochs between two validations.
+
+    Raises:
+        TrainingError: the checkpoint is damaged, or the loss is not finite.
+        ModuleNotFoundError: tensorboard, of the extra `train`, is not installed.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    module = training.module
+    average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
+    checkpoint, first_process = folder / "checkpoint.pt", accelerator.is_main_process
+    progress, saved_optimizer = Progress(), None
+    if checkpoint.is_file():
+        progress, saved_optimizer = _restore(checkpoint, module, averaged)
+    started_at, end = progress.epochs, sum(stage.epochs for stage in stages)
+    board = None
+    if first_process:
+        _write_curve(folder, progress)
+        board = SummaryWriter(folder / "tensorboard", purge_step=started_at + 1)
+    clock = _Clock(sum(stage.epochs * training.steps(stage) for stage in stages))
+    first = 0
+    for stage in stages:
+        last, steps = first + stage.epochs, training.steps(stage)
+        if progress.epochs >= last:
+            clock.skip(stage.epochs * steps)
+            first = last
+            continue
+        parameters = training.prepare(stage)
+        optimizer = AdamW(parameters, stage.learning_rate, weight_decay=weight_decay)
+        if saved_optimizer is not None and (progress.epochs > first or progress.step):
+            optimizer.load_state_dict(saved_optimizer)
+        clock.skip((progress.epochs - first) * steps + progress.step)
+
+        def save(optimizer: AdamW = optimizer) -> None:
+            state = {"module": module.state_dict(), "averaged": averaged.state_dict()}
+            state |= {"optimizer": optimizer.state_dict(), "progress": vars(progress)}
+            _save_atomically(state, checkpoint)
+
+        for epoch in range(progress.epochs, last):
+            total = torch.tensor(progress.total, dtype=torch.float64, device=accelerator.device)
+            saved_at = time.monotonic()
+            bar = tqdm(
+                training.batches(stage, epoch, progress.step),
+                initial=progress.step,
+                total=steps,
+                desc=f"epoch {epoch + 1}/{end}",
+                disable=None if first_process else True,
+            )
+            for step, batch in enumerate(bar, progress.step + 1):
+                torch.manual_seed(_step_seed(seed, epoch, step, accelerator.process_index))
+                rate = schedule((epoch - first) * steps + step, steps * stage.epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.learning_rate * rate
+                value = training.loss(batch, stage)
+                optimizer.zero_grad()
+                accelerator.backward(value)
+                nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+                optimizer.step()
+                averaged.update_parameters(module)
+                total += accelerator.reduce(value.detach().double(), "mean")
+                clock.tick()
+                if step % _READ_EVERY == 0:
+                    mean = _finite(total.item() / step, epoch, step)
+                    bar.set_postfix(loss=f"{mean:.5f}", left=clock.left(), refresh=False)
+                if first_process and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    progress.step, progress.total = step, _finite(total.item(), epoch, step)
+                    save()
+                    saved_at = time.monotonic()
+            line: dict[str, float] = {
+                "epoch": epoch + 1,
+                "loss": _finite(total.item() / steps, epoch, steps),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+            }
+            progress.epochs, progress.step, progress.total = epoch + 1, 0, 0.0
+            if board is not None:
+                if (epoch + 1) % validate_every == 0 or epoch + 1 == end:
+                    line |= training.measure(averaged.module, stage)
+                for name, figure in line.items():
+                    if name != "epoch":
+                        board.add_scalar(name, figure, epoch + 1)
+                picture = training.picture(averaged.module, stage)
+                if picture is not None:
+                    _write_picture(folder / "pictures" / f"epoch-{epoch + 1:03}.jpg", picture)
+                    board.add_image("people", picture, epoch + 1, dataformats="HWC")
+                board.flush()
+                progress.curve.append(line)
+                save()
+                _write_curve(folder, progress)
+                tqdm.write(json.dumps(line))
+            accelerator.wait_for_everyone()
+        first = last
+    if board is not None:
+        board.close()
+    return averaged.module
+
+
+def schedule(step: int, steps: int) -> float:
+    """The learning rate of a step as a share of the stage's peak: linear warm-up, then a cosine."""
+    warm_up = min(WARM_UP_STEPS, steps // 5)
+    if step < warm_up:
+        return step / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
+    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _step_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _finite(loss: float, epoch: int, step: int) -> float:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} in epoch {epoch + 1}, step {step}: try a lower learning rate"
+        )
+    return loss
+
+
+class _Clock:
+    """How long the steps that are left will take, at the pace of those since the start."""
+
+    def __init__(self, steps: int) -> None:
+        self._left, self._done, self._start = steps, 0, time.monotonic()
+
+    def skip(self, steps: int) -> None:
+        self._left -= steps
+
+    def tick(self) -> None:
+        self._left -= 1
+        self._done += 1
+
+    def left(self) -> str:
+        seconds = self._left * (time.monotonic() - self._start) / self._done
+        return str(timedelta(seconds=round(seconds)))
+
+
+# -------------------------------------------------------------------------------------- the folder
+
+
+def _restore(
+    path: Path, module: nn.Module, averaged: AveragedModel
+) -> tuple[Progress, dict[str, Any]]:
+    """Fill in the weights of a checkpoint; returns what else it holds."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(saved["module"])
+        averaged.load_state_dict(saved["averaged"])
+        return Progress(**saved["progress"]), saved["optimizer"]
+    # What damaged bytes raise depends on where the damage is, so nothing narrower will do.
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise TrainingError(
+            f"{path} is damaged or of another version ({type(error).__name__}: {reason[:100]}): "
+            "remove it to begin this training anew"
+        ) from error
+
+
+def _save_atomically(state: dict[str, Any], path: Path) -> None:
+    """A kill while writing leaves the checkpoint before."""
+    written = path.with_suffix(".part")
+    with written.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    written.replace(path)
+
+
+def _write_curve(folder: Path, progress: Progress) -> None:
+    """The whole curve anew, so that an epoch which was interrupted late is not in it twice."""
+    lines = "".join(json.dumps(line) + "\n" for line in progress.curve)
+    (folder / "curve.jsonl").write_text(lines)
+
+
+def _write_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    _, encoded = cv2.imencode(".jpg", picture[..., ::-1])
+    path.write_bytes(encoded.tobytes())
+
+
+# --------------------------------------------------------------------------------- several devices
+
+
+def accelerator_of(device: str) -> Accelerator:
+    """This process's device, and its connection to the other processes of `launch`.
+
+    Raises:
+        ModuleNotFoundError: accelerate, of the extra `train`, is not installed.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    return Accelerator(
+        cpu=device == "cpu",
+        kwargs_handlers=[
+            # A backbone may have layers whose features no head reads.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # The other processes wait while the first one validates.
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+        ],
+    )
+
+
+def launch(function: Callable[..., T], devices: int, *arguments: Any) -> T:
+    """Call a function in a process for each device; returns what the first process returns.
+
+    Args:
+        function: at the top level of a module, as a spawned process finds it by its name.
+        devices: how many processes.
+        arguments: the function's.
+
+    Raises:
+        TrainingError: one of the processes has failed; the others are stopped.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn",
+    )
+    try:
+        results: dict[int, T] = elastic_launch(config, _Recorded(function))(*arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise TrainingError(f"device {rank}: {failure.message}") from error
+    return results[0]
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A function whose error reaches the process that launched it."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        return record(self.function)(*arguments)
