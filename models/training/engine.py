@@ -343,20 +343,18 @@ def launch(function: Callable[..., T], devices: int, *arguments: Any) -> T:
         start_method="spawn",
     )
     try:
-        results: dict[int, T] = elastic_launch(config, _Recorded(function))(*arguments)
+        results: dict[int, T] = elastic_launch(config, _recorded)(function, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise TrainingError(f"device {rank}: {failure.message}") from error
+        # What the process recorded: a message with its traceback, or a signal's name alone.
+        told = failure.message
+        reason = str(told["message"] if isinstance(told, dict) else told).splitlines()[0]
+        raise TrainingError(f"device {rank}: {reason}") from error
     return results[0]
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """A function whose error reaches the process that launched it."""
+def _recorded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function so that its error reaches the process that launched it."""
+    from torch.distributed.elastic.multiprocessing.errors import record
 
-    function: Callable[..., Any]
-
-    def __call__(self, *arguments: Any) -> Any:
-        from torch.distributed.elastic.multiprocessing.errors import record
-
-        return record(self.function)(*arguments)
+    return record(function)(*arguments)

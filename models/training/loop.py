@@ -114,6 +114,7 @@ class _PoseTraining:
             # timm's, since PyTorch's own would lose the activations of timm's layers.
             model.network = convert_sync_batchnorm(model.network)  # type: ignore[no-untyped-call]
         self.model = model.to(accelerator.device)
+        model.network.to(memory_format=torch.channels_last)
         self.module = model.module()
         if isinstance(model.representation, nn.Module):
             model.representation.requires_grad_(False)
