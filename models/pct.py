@@ -354,6 +354,11 @@ class MapReader(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`(N, C, h, w)` to logits `(N, M, V)`, these in float32."""
         maps = self.final_layer(features).float()
+        # A centre of mass in bfloat16 would be off by pixels, and the nearest entry another one.
+        with torch.autocast(maps.device.type, enabled=False):
+            return self._read(maps)
+
+    def _read(self, maps: Tensor) -> Tensor:
         # Squares, so that the peak outweighs the faint rest of a map.
         mass = maps.clamp_min(0).square()
         columns, rows = mass.sum(-2), mass.sum(-1)

@@ -27,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from models.training.recipes import Stage
+from models.training.recipes import Optimizer, Stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -104,6 +104,7 @@ def fit(
     *,
     seed: int,
     ema: float,
+    optimizer_name: Optimizer = "adamw",
     weight_decay: float,
     validate_every: int,
 ) -> nn.Module:
@@ -116,7 +117,8 @@ def fit(
         accelerator: the device, and the other processes.
         seed: of everything random.
         ema: how much of the averaged weights survives a step.
-        weight_decay: AdamW's.
+        optimizer_name: `adamw` or `adam`.
+        weight_decay: the optimizer's.
         validate_every: epochs between two validations.
 
     Raises:
@@ -146,12 +148,14 @@ def fit(
             first = last
             continue
         parameters = training.prepare(stage)
-        optimizer = AdamW(parameters, stage.learning_rate, weight_decay=weight_decay)
+        kind = {"adamw": AdamW, "adam": Adam}[optimizer_name]
+        optimizer = kind(parameters, stage.learning_rate, weight_decay=weight_decay)
         if saved_optimizer is not None and (progress.epochs > first or progress.step):
             optimizer.load_state_dict(saved_optimizer)
+        falls = tuple(milestone * steps for milestone in stage.milestones)
         clock.skip((progress.epochs - first) * steps + progress.step)
 
-        def save(optimizer: AdamW = optimizer) -> None:
+        def save(optimizer: Adam | AdamW = optimizer) -> None:
             state = {"module": module.state_dict(), "averaged": averaged.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "progress": vars(progress)}
             _save_atomically(state, checkpoint)
@@ -168,7 +172,7 @@ def fit(
             )
             for step, batch in enumerate(bar, progress.step + 1):
                 torch.manual_seed(_step_seed(seed, epoch, step, accelerator.process_index))
-                rate = schedule((epoch - first) * steps + step, steps * stage.epochs)
+                rate = schedule((epoch - first) * steps + step, steps * stage.epochs, falls)
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * rate
                 value = training.loss(batch, stage)
@@ -214,11 +218,16 @@ def fit(
     return averaged.module
 
 
-def schedule(step: int, steps: int) -> float:
-    """The learning rate of a step as a share of the stage's peak: linear warm-up, then a cosine."""
+def schedule(step: int, steps: int, falls: tuple[int, ...] = ()) -> float:
+    """The learning rate of a step as a share of the stage's peak, after a linear warm-up.
+
+    Without falls a cosine; else it stays, and falls to a tenth after each of those steps.
+    """
     warm_up = min(WARM_UP_STEPS, steps // 5)
     if step < warm_up:
         return step / warm_up
+    if falls:
+        return float(0.1 ** sum(step > fall for fall in falls))
     progress = (step - warm_up) / max(1, steps - warm_up)
     return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -83,6 +83,7 @@ def _train_pose(recipe: PoseRecipe, data: Path, runs: Path, device: str, workers
         accelerator,
         seed=recipe.seed,
         ema=recipe.ema,
+        optimizer_name=recipe.optimizer,
         weight_decay=recipe.weight_decay,
         validate_every=recipe.validate_every,
     )
@@ -459,10 +460,18 @@ def _finish(
 
 
 def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
-    """Take over another training's backbone, pyramid and maps, and PCT's tokenizer."""
+    """Take over another training's backbone, neck and maps, and PCT's tokenizer."""
     state = model.module().state_dict()
     wanted = [
-        (recipe.start, ("network.backbone.", "network.pyramid.")),
+        (
+            recipe.start,
+            (
+                "network.backbone.",
+                "network.pyramid.",
+                "network.deconvolution.",
+                "network.tokens.",
+            ),
+        ),
         (recipe.tokenizer, ("representation.",)),
     ]
     for name, prefixes in wanted:

@@ -6,7 +6,9 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from models.network import Architecture, ArchitectureError
 from models.training.people import Augmentation
@@ -15,6 +17,12 @@ from models.training.people import Augmentation
 FOLDER = Path(__file__).with_name("recipes")
 
 T = TypeVar("T")
+
+Optimizer = Literal["adamw", "adam"]
+
+Count = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RecipeError(ValueError):
@@ -31,12 +39,15 @@ class Stage:
         input_size: width and height, where it differs from the network's own: a fully convolutional
             network learns faster on small crops first.
         frozen: whether only the head learns.
+        milestones: epochs of the stage after which the learning rate falls to a tenth, in place of
+            the cosine.
     """
 
-    epochs: int
-    learning_rate: float
-    input_size: tuple[int, int] | None = None
+    epochs: Count
+    learning_rate: Rate
+    input_size: tuple[Count, Count] | None = None
     frozen: bool = False
+    milestones: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,9 @@ class PoseRecipe:
         train: sets and the share of each that an epoch sees.
         validate: the set that the weights are chosen on.
         stages: one after the other.
-        batch: people in a step.
-        weight_decay: AdamW's.
+        batch: people in a step, on all devices together.
+        optimizer: `adamw` or `adam`.
+        weight_decay: the optimizer's.
         ema: how much of the averaged weights survives a step.
         seed: of everything random.
         start: a pose model whose backbone, pyramid and maps the training starts from.
@@ -61,17 +73,18 @@ class PoseRecipe:
 
     name: str
     architecture: Architecture
-    train: dict[str, float]
+    train: Annotated[dict[str, Share], Field(min_length=1)]
     validate: str
-    stages: tuple[Stage, ...]
-    batch: int = 64
-    weight_decay: float = 0.05
-    ema: float = 0.998
-    seed: int = 0
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    batch: Count = 64
+    optimizer: Optimizer = "adamw"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    ema: Share = 0.998
+    seed: Annotated[int, Field(ge=0)] = 0
     start: str | None = None
     tokenizer: str | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
-    validate_every: int = 2
+    validate_every: Count = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ class TokenizerRecipe:
     Args:
         name: the result's name.
         architecture: the PCT network that the tokenizer is for.
-        poses: the file of poses in the data folder.
+        poses: the file of poses in the data folder, `NAME.npz` with COCO's joints, or a set.
         validate: the set whose poses the reconstruction error is measured on.
         epochs: how many.
         learning_rate: the peak.
@@ -96,12 +109,12 @@ class TokenizerRecipe:
     architecture: Architecture
     poses: str
     validate: str
-    epochs: int
-    learning_rate: float = 0.002
-    batch: int = 512
-    weight_decay: float = 0.05
-    drop: float = 0.2
-    seed: int = 0
+    epochs: Count
+    learning_rate: Rate = 0.002
+    batch: Count = 512
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    drop: Share = 0.2
+    seed: Annotated[int, Field(ge=0)] = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -164,29 +177,29 @@ def read(recipe: str) -> Recipe:
             table["architecture"] = Architecture.parse(table.get("architecture", {}))
             table["augmentation"] = _build(Augmentation, table.get("augmentation", {}), path)
         if kind == "pose":
-            stages = table.get("stages", [])
-            table["stages"] = tuple(
-                _build(Stage, {**stage, "input_size": _size(stage)}, path) for stage in stages
-            )
+            stages = table.get("stages")
+            if isinstance(stages, list):
+                table["stages"] = [_build(Stage, stage, path) for stage in stages]
     except ArchitectureError as error:
         raise RecipeError(f"{path}: {error}") from error
     return _build(_KINDS[kind], table, path)
 
 
-def _size(stage: dict[str, Any]) -> tuple[int, int] | None:
-    size = stage.get("input_size")
-    return None if size is None else (size[0], size[1])
-
-
 def _build(kind: type[T], table: dict[str, Any], path: Path) -> T:
+    """A dataclass of a table whose values have the types that its fields say."""
     _check_keys(kind, table, path)
     try:
-        return kind(**table)
-    except TypeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        return TypeAdapter(kind).validate_python(table)
+    except ValidationError as error:
+        [problem, *_] = error.errors()
+        key = ".".join(str(part) for part in problem["loc"])
+        told = "" if problem["type"] == "missing" else f", not {problem['input']!r}"
+        raise RecipeError(f"{path}: {key}: {problem['msg']}{told}") from error
 
 
 def _check_keys(kind: type[Any], table: dict[str, Any], path: Path) -> None:
+    if not isinstance(table, dict):
+        raise RecipeError(f"{path}: {kind.__name__.lower()} must be a table, not {table!r}")
     known = sorted(entry.name for entry in dataclasses.fields(kind))
     unknown = sorted(table.keys() - set(known))
     if unknown:

@@ -141,3 +141,18 @@ def test_a_map_reader_reads_the_tokens_that_the_tokenizer_would_write() -> None:
         faint = reader(0.6 * maps)
         assert (faint.argmax(-1) == logits.argmax(-1)).all()
         assert (pct.decode(faint, TINY)[..., 2] <= pct.decode(logits, TINY)[..., 2]).all()
+
+
+def test_map_reader_stays_in_full_precision_under_autocast() -> None:
+    torch.manual_seed(0)
+    reader = pct.MapReader(17, 17, 4, TINY.eval())
+    # What reaches it in mixed precision, so that only its own arithmetic can differ.
+    features = torch.rand(2, 17, 64, 64).bfloat16()
+    with torch.no_grad():
+        reader.final_layer.weight.copy_(torch.eye(17)[..., None, None])
+        reader.final_layer.bias.zero_()
+        full = reader(features.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = reader(features)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, full)
