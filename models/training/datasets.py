@@ -300,8 +300,8 @@ def _numbers(value: Any, shape: tuple[int, ...], what: str) -> npt.NDArray[np.fl
             return array
     except (TypeError, ValueError):
         pass
-    size = " x ".join(map(str, shape)) or "one"
-    raise DatasetError(f"{what} must be {size} numbers, not {str(value)[:60]}")
+    wanted = f"{' x '.join(map(str, shape))} numbers" if shape else "one number"
+    raise DatasetError(f"{what} must be {wanted}, not {str(value)[:60]}")
 
 
 def is_crowd_like(

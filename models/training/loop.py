@@ -284,8 +284,12 @@ class _TokenizerTraining:
         self.module: nn.Module = self.tokenizer
         generator = torch.Generator().manual_seed(recipe.seed)
         held_out = (torch.rand(len(boxes), generator=generator) < 0.02).numpy()
-        if not 0 < held_out.sum() <= len(boxes) - recipe.batch:
-            raise RecipeError(f"{recipe.poses} has too few poses: {len(boxes)}")
+        if len(boxes) and not held_out.any():
+            held_out[0] = True
+        if held_out.sum() + recipe.batch > len(boxes):
+            raise RecipeError(
+                f"{recipe.poses} has {len(boxes)} poses: too few for a batch of {recipe.batch}"
+            )
         plain = self._draw(keypoints[held_out], boxes[held_out], epoch=-1)
         self.test = tuple(part.to(self.device) for part in plain)
         self.poses = keypoints[~held_out], boxes[~held_out]

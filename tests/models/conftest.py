@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.models.training_support import write_dots
+
 SHARED = Path(__file__).parents[3] / "shared"
 
 Golden = Callable[[str], Mapping[str, Any]]
@@ -24,3 +26,11 @@ def golden() -> Golden:
             return dict(arrays)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data sets; see `write_dots`."""
+    folder = tmp_path_factory.mktemp("data")
+    write_dots(folder)
+    return folder
