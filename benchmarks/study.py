@@ -210,12 +210,12 @@ def occlude(arguments: argparse.Namespace) -> None:
 
 def occluded_poses(model: PoseModel, people: People, share: float) -> Iterator[dict[str, Any]]:
     """COCO results of everybody; each crop has the same joint hidden whatever the model."""
-    samples = Samples(people, range(len(people.people)), model.input_size, padding=model.padding)
-    for first in range(0, len(samples), 32):
-        rows = range(first, min(first + 32, len(samples)))
+    samples = Samples(people, model.input_size, padding=model.padding)
+    for first in range(0, len(people.people), 32):
+        rows = range(first, min(first + 32, len(people.people)))
         crops, boxes = [], []
         for row in rows:
-            crop, keypoints, labelled = samples[row]
+            crop, keypoints, labelled = samples[0, row]
             rng = np.random.default_rng((7, row))
             joint = rng.choice(np.flatnonzero(labelled.numpy()))
             # Equally large in the image for all models: PCT's crop is square.

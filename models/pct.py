@@ -371,7 +371,7 @@ class MapReader(nn.Module):
         features = tokenizer.encode(positions, peaks > self._VISIBLE)
         nearness = 2 * features @ tokenizer.codebook.T - tokenizer.codebook.square().sum(1)
         certainty = peaks.clamp(0, 1).mean(-1).square()
-        return cast(Tensor, self.logit_scale.float() * certainty[:, None, None] * nearness)
+        return self.logit_scale.float() * certainty[:, None, None] * nearness
 
 
 def classifier_loss(

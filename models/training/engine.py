@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
@@ -66,8 +67,8 @@ class Training(Protocol):
     def steps(self, stage: Stage) -> int:
         """How many steps an epoch of the stage has."""
 
-    def batches(self, stage: Stage, epoch: int, first: int) -> Iterator[Any]:
-        """The batches of an epoch's steps from the first that is given on."""
+    def batches(self, stage: Stage, epochs: range, first: int) -> Iterator[Any]:
+        """The batches of some epochs, without those of the first epoch's first steps."""
 
     def loss(self, batch: Any, stage: Stage) -> Tensor:
         """The loss of a batch."""
@@ -160,15 +161,17 @@ def fit(
             state |= {"optimizer": optimizer.state_dict(), "progress": vars(progress)}
             _save_atomically(state, checkpoint)
 
-        for epoch in range(progress.epochs, last):
+        epochs = range(progress.epochs, last)
+        batches = training.batches(stage, epochs, progress.step)
+        for epoch in epochs:
             total = torch.tensor(progress.total, dtype=torch.float64, device=accelerator.device)
             saved_at = time.monotonic()
             bar = tqdm(
-                training.batches(stage, epoch, progress.step),
+                islice(batches, steps - progress.step),
                 initial=progress.step,
                 total=steps,
                 desc=f"epoch {epoch + 1}/{end}",
-                disable=None if first_process else True,
+                disable=not first_process,
             )
             for step, batch in enumerate(bar, progress.step + 1):
                 torch.manual_seed(_step_seed(seed, epoch, step, accelerator.process_index))

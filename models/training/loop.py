@@ -28,7 +28,7 @@ from models.skeletons import COCO, Skeleton
 from models.training.datasets import read_keypoints
 from models.training.drawing import people_grid
 from models.training.engine import accelerator_of, fit, launch
-from models.training.people import MEMORY, People, Samples, loader
+from models.training.people import MEMORY, People, Samples, in_order, loader
 from models.training.precision import mixed_precision
 from models.training.recipes import PoseRecipe, RecipeError, Stage, TokenizerRecipe
 
@@ -138,21 +138,21 @@ class _PoseTraining:
         return self.people.epoch_size() // self.recipe.batch
 
     def batches(
-        self, stage: Stage, epoch: int, first: int
+        self, stage: Stage, epochs: range, first: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        order = self.people.epoch(np.random.default_rng((self.recipe.seed, epoch)))
-        processes = self.accelerator.num_processes
-        shared = order[: self.steps(stage) * self.recipe.batch].reshape(
-            self.steps(stage), processes, -1
-        )
-        samples = Samples(
-            self.people,
-            shared[first:, self.accelerator.process_index].flatten(),
-            stage.input_size or self.model.input_size,
-            self.recipe.augmentation,
-            (self.recipe.seed, epoch),
-        )
-        return iter(loader(samples, self.recipe.batch // processes, self.workers))
+        size = stage.input_size or self.model.input_size
+        samples = Samples(self.people, size, self.recipe.augmentation, self.recipe.seed)
+        return loader(samples, self._keys(epochs, first), self.workers)
+
+    def _keys(self, epochs: range, first: int) -> Iterator[list[tuple[int, int]]]:
+        """Epoch and person of each sample of this process's part of each batch."""
+        batch, processes = self.recipe.batch, self.accelerator.num_processes
+        for epoch in epochs:
+            order = self.people.epoch(np.random.default_rng((self.recipe.seed, epoch)))
+            whole = order[: len(order) // batch * batch].reshape(-1, processes, batch // processes)
+            for rows in whole[first:, self.accelerator.process_index].tolist():
+                yield [(epoch, row) for row in rows]
+            first = 0
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor], stage: Stage) -> Tensor:
         device = self.accelerator.device
@@ -164,14 +164,14 @@ class _PoseTraining:
         return self.model.representation.loss(raw, keypoints, labelled)
 
     def measure(self, averaged: nn.Module, stage: Stage) -> dict[str, float]:
-        return validate(self._at_stage(averaged, stage), self.validation)
+        return validate(self._at_stage(averaged, stage), self.validation, self.workers)
 
     @torch.inference_mode()
     def picture(self, averaged: nn.Module, stage: Stage) -> npt.NDArray[np.uint8]:
         model = self._at_stage(averaged, stage)
         rows = np.linspace(0, len(self.validation.people) - 1, _DRAWN).astype(int)
-        samples = Samples(self.validation, rows, model.input_size, padding=model.padding)
-        [(crops, keypoints, labelled)] = loader(samples, _DRAWN)
+        samples = Samples(self.validation, model.input_size, padding=model.padding)
+        [(crops, keypoints, labelled)] = loader(samples, in_order(rows.tolist(), _DRAWN))
         raw = forward(model.network, normalise(crops.to(model.device), model))
         decoded = model.decode(raw).cpu()
         host = tuple(part.cpu() for part in raw) if isinstance(raw, tuple) else raw.cpu()
@@ -201,16 +201,22 @@ def normalise(crops: Tensor, model: PoseModel) -> Tensor:
 
 
 @torch.inference_mode()
-def validate(model: PoseModel, people: People) -> dict[str, float]:
+def validate(model: PoseModel, people: People, workers: int = 0) -> dict[str, float]:
     """The figures of a pose model on the ground-truth boxes of one set, without flip test.
 
     COCO's own for its joints; for others, whose precision COCO does not know, PCK.
+
+    Args:
+        model: in evaluation mode.
+        people: everybody of one set.
+        workers: processes that prepare samples.
     """
-    samples = Samples(people, range(len(people.people)), model.input_size, padding=model.padding)
+    samples = Samples(people, model.input_size, padding=model.padding)
+    batches = in_order(range(len(people.people)), 64)
     decoded = torch.cat(
         [
             model.decode(model.network(normalise(crops.to(model.device), model))).cpu()
-            for crops, _, _ in loader(samples, 64)
+            for crops, _, _ in loader(samples, batches, workers)
         ]
     )
     boxes = torch.from_numpy(np.stack([person.box for person in people.people]))
@@ -314,12 +320,14 @@ class _TokenizerTraining:
     def steps(self, stage: Stage) -> int:
         return self._steps
 
-    def batches(self, stage: Stage, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        moved, seen = self._draw(*self.poses, epoch=epoch)
-        order = torch.randperm(len(moved), generator=torch.Generator().manual_seed(epoch))
+    def batches(self, stage: Stage, epochs: range, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         size = self.recipe.batch
-        for rows in torch.split(order[first * size : self._steps * size], size):
-            yield moved[rows], seen[rows]
+        for epoch in epochs:
+            moved, seen = self._draw(*self.poses, epoch=epoch)
+            order = torch.randperm(len(moved), generator=torch.Generator().manual_seed(epoch))
+            for rows in torch.split(order[first * size : self._steps * size], size):
+                yield moved[rows], seen[rows]
+            first = 0
 
     def loss(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
         points, seen = (part.to(self.device) for part in batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,49 +127,45 @@ class People:
 
 
 class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Crops of some people: uint8 RGB `(3, H, W)`, joints `(K, 2)` in crop pixels, labelled `(K,)`.
+    """Crops of people: uint8 RGB `(3, H, W)`, joints `(K, 2)` in crop pixels, labelled `(K,)`.
 
-    Every sample's randomness comes from the seed, the epoch and the person alone, so that a resumed
-    training sees what the interrupted one would have seen, with any number of workers.
+    A sample is asked for by epoch and person, and its randomness comes from these and the seed
+    alone: a resumed training sees what the interrupted one would have seen, with any number of
+    workers.
 
     Args:
         people: whom to draw from.
-        order: which of them, in which order.
         input_size: width and height of the crops.
         augmentation: how they are varied; None for the plain crop of evaluation.
-        seed: seed and epoch number.
+        seed: of everything random.
         padding: how much larger than the box the crop is.
     """
 
     def __init__(
         self,
         people: People,
-        order: Sequence[int] | npt.NDArray[np.int64],
         input_size: tuple[int, int],
         augmentation: Augmentation | None = None,
-        seed: tuple[int, int] = (0, 0),
+        seed: int = 0,
         padding: float = 1.25,
     ) -> None:
         self.people = people
-        self.order = order
         self.input_size = input_size
         self.augmentation = augmentation
         self.seed = seed
         self.padding = padding
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        person = self.people.people[self.order[index]]
-        rng = np.random.default_rng((*self.seed, int(self.order[index])))
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        epoch, index = key
+        person = self.people.people[index]
+        rng = np.random.default_rng((self.seed, epoch, index))
         keypoints, labelled = person.keypoints[:, :2], person.keypoints[:, 2] > 0
         box = person.box
         if self.augmentation is not None:
             upper = np.array(self.people.skeleton.upper_body)
             box = _half_body(box, keypoints, labelled, upper, self.augmentation, rng)
         affine = random_affine(box, self.input_size, self.padding, self.augmentation, rng)
-        picture = self.people.image(int(self.order[index]))
+        picture = self.people.image(index)
         crop = cv2.warpAffine(picture, affine, self.input_size, flags=cv2.INTER_LINEAR)
         moved = keypoints @ affine[:, :2].T + affine[:, 2]
         if self.augmentation is not None:
@@ -188,16 +184,22 @@ class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def loader(
-    samples: Samples, batch: int, workers: int = 0
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of samples in order; with workers they are prepared ahead, in other processes.
+    samples: Samples, batches: Iterable[list[tuple[int, int]]], workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of samples, in order.
 
-    Workers are forked for every epoch: they share the pictures in memory, and start in less time
-    than a step takes.
+    Args:
+        samples: what to draw from.
+        batches: epoch and person of each sample of each batch.
+        workers: processes that prepare batches ahead, for as long as there are any. They are
+            forked, and share the pictures in memory.
+
+    Raises:
+        DatasetError: a picture does not decode.
     """
-    return DataLoader(
+    loaded: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
         samples,
-        batch_size=batch,
+        batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -205,6 +207,18 @@ def loader(
         # Else every loader would draw from the generator that the training draws from.
         generator=torch.Generator(),
     )
+    try:
+        yield from loaded
+    except DatasetError as error:
+        # A worker's error comes wrapped in its traceback, whose last line is the message.
+        *_, line = str(error).strip().splitlines()
+        raise DatasetError(line.rpartition("DatasetError: ")[2]) from None
+
+
+def in_order(rows: Sequence[int], batch: int) -> Iterator[list[tuple[int, int]]]:
+    """Batches of plain samples of these people, for `loader`; the last one may be smaller."""
+    for first in range(0, len(rows), batch):
+        yield [(0, int(row)) for row in rows[first : first + batch]]
 
 
 def _one_thread(_: int) -> None:

@@ -126,6 +126,11 @@ def test_models_list_says_whether_the_weights_are_here(capsys: pytest.CaptureFix
         (["evaluate", "--annotations", str(BUS), "--images", "."], "COCO"),
         (["train", "no-such-recipe", "--data", "."], "no recipe"),
         (["train", "dark-small", "--data", "/nowhere", "--runs", "{tmp}"], "is missing"),
+        (
+            ["train", "dark-small", "--data", ".", "--devices", "3", "--device", "cpu"],
+            "shared by 3",
+        ),
+        (["train", "person-detector", "--data", ".", "--devices", "2"], "trains on one device"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(

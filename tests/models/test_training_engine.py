@@ -150,6 +150,11 @@ def test_a_process_killed_while_it_writes_goes_on(data: Path, whole: Path, tmp_p
     assert alike(weights_of(tmp_path), weights_of(whole))
 
 
+def test_workers_change_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
+    loop.train_pose(RECIPE, data, tmp_path, "cpu", workers=2)
+    assert alike(weights_of(tmp_path), weights_of(whole))
+
+
 def test_a_tokenizer_goes_on_within_an_epoch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
