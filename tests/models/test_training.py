@@ -8,37 +8,9 @@ import pytest
 import torch
 
 import models
-from models.training import loop, recipes
+from models.training import loop
 from models.training.recipes import RecipeError, Stage, TokenizerRecipe
 from tests.models.training_support import PCT, RECIPE
-
-
-@pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_is_valid_and_builds(name: str) -> None:
-    recipe = recipes.read(name)
-    assert recipe.name == name
-    if not isinstance(recipe, recipes.DetectorRecipe):
-        models.PoseModel.fresh(loop.card_of(name, recipe.architecture))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("kind = 'pose'\nlearning_speed = 3", "unknown key"),
-        ("kind = 'sculpture'", "kind must be one of"),
-        ("kind = 'pose'\n[architecture]\nrepresentation = 'simcc'", "not an architecture"),
-        ("kind = ", "Invalid value"),
-    ],
-)
-def test_a_wrong_recipe_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "wrong.toml").write_text(text)
-    with pytest.raises(RecipeError, match=message):
-        recipes.read(str(tmp_path / "wrong.toml"))
-
-
-def test_an_unknown_recipe_names_the_known() -> None:
-    with pytest.raises(RecipeError, match="simcc-small"):
-        recipes.read("simcc-huge")
 
 
 def test_training_makes_weights_that_load(data: Path, tmp_path: Path) -> None:
