@@ -7,7 +7,6 @@ is what users get.
 from __future__ import annotations
 
 import json
-import math
 import time
 import urllib.error
 import urllib.parse
@@ -29,21 +28,19 @@ from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, distinct_people
 from app.schemas import coco_results
 from app.settings import Settings
-from models.coco import JOINT_NAMES, JOINTS, OKS_SIGMAS
-from models.evaluation import (
-    CROWDPOSE_JOINTS,
-    CROWDPOSE_SIGMAS,
-    SHARED_JOINTS,
-    Dataset,
-    Results,
-    coco_figures,
-    crowdpose_figures,
-    crowdpose_view,
-    joint_errors,
-    match_people,
+from models.benchmarks import (
+    PERSON,
+    Benchmark,
+    MpiiBenchmark,
+    corners,
+    is_box,
+    is_number,
+    read_benchmark,
+    read_boxes,
 )
+from models.evaluation import Dataset, Results, coco_figures
 from models.pose_model import Card
-from models.training.datasets import DatasetError, Pictures
+from models.training.datasets import Pictures
 
 #: Images in one call of the pipeline: nobody waits for each answer.
 _BATCH = 8
@@ -51,8 +48,6 @@ _BATCH = 8
 _LOWEST_SCORE = 0.02
 #: The detector's threshold when it is measured itself.
 _LOWEST_BOX_SCORE = 0.001
-#: COCO's number for a person, in annotations and results.
-_PERSON = 1
 
 _ACCEPTED_BOXES = (
     "accepted are COCO detection results: a list of image_id, category_id 1, "
@@ -71,7 +66,7 @@ class Evaluation:
     """What is measured, and on what."""
 
     annotations: Path
-    """People in COCO's or CrowdPose's layout."""
+    """COCO's, CrowdPose's or MPII's: see `read_benchmark`."""
     pictures: tuple[Path, ...]
     """A folder, or tar files, of the pictures."""
     boxes: str = "gt"
@@ -111,9 +106,6 @@ class _Question:
 def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) -> Report:
     """Measure pose models.
 
-    COCO's annotations give COCO's ten figures; CrowdPose's (14 joints, a `crowdIndex` for every
-    picture) give CrowdPose's nine, of a model of COCO's joints on the twelve that both have.
-
     Args:
         asked: what is measured.
         names: pose models of the catalogue, or of the service that is asked; not used where `asked`
@@ -125,23 +117,23 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
         `joints` (see `joint_errors`) and `seconds`.
 
     Raises:
-        DatasetError: the annotations or pictures cannot be evaluated on.
+        DatasetError: the annotations or pictures cannot be evaluated on, or not by these models.
         UsageError: the boxes cannot be used, or the service does not answer.
         WeightsError: the weights file cannot be used.
     """
     if asked.url is not None and asked.weights is not None:
         raise UsageError("--url asks a service for one of its models: it takes no --weights")
-    dataset = _read(asked.annotations, _POSE_FIELDS)
-    crowdpose = _is_crowdpose(dataset, asked.annotations)
-    people = _people(asked, dataset)
-    entries = dataset["images"]
-    if people is not None:
-        # As everybody does: with given boxes only people are asked for whose joints are known.
-        entries = [entry for entry in entries if entry["id"] in people]
+    benchmark = read_benchmark(asked.annotations)
+    if isinstance(benchmark, MpiiBenchmark) and asked.boxes != "gt":
+        raise UsageError("MPII says where its people are: --boxes must be gt")
+    people = _people(asked, benchmark)
+    # As everybody does: with given boxes only people are asked for whose joints are known.
+    entries = [entry for entry in benchmark.pictures if people is None or entry["id"] in people]
     pictures = Pictures(*asked.pictures)
     cards = [models.card(name) for name in names]
     if asked.weights is not None:
         cards = [models.load(weights=asked.weights).card]
+    [title] = {benchmark.title(card.architecture.joints) for card in cards}
     rows = []
     for card in cards:
         question = _Question(card.name, pictures, people, asked.flip_test)
@@ -155,7 +147,7 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
         begin = time.perf_counter()
         results = [result for found in answers for result in _as_detected(found, people, card)]
         seconds = time.perf_counter() - begin
-        measure = crowdpose_figures if crowdpose else coco_figures
+        figures, joints = benchmark.measure(results)
         rows.append(
             {
                 "name": card.name,
@@ -163,23 +155,20 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
                 "backbone": card.backbone,
                 "input_size": card.input_size,
                 "weights_sha256": card.sha256,
-                "figures": measure(dataset, results),
-                "joints": _joint_errors(dataset, results, crowdpose),
+                "figures": figures,
+                "joints": joints,
                 "seconds": round(seconds, 2),
             }
         )
-    benchmark = "COCO keypoints"
-    if crowdpose:
-        benchmark = f"CrowdPose, its {SHARED_JOINTS} joints that COCO has too"
     used: dict[str, Any] = {"boxes": asked.boxes, "flip_test": asked.flip_test}
     if asked.url is None:
         used |= settings.model_dump(include={"device", "detector_size", "max_people"})
     else:
         used["url"] = asked.url
     return {
-        **_head(benchmark, asked.annotations),
+        **_head(title, asked.annotations),
         "images": len(entries),
-        "people": sum(map(_is_labelled, dataset["annotations"])),
+        "people": benchmark.people,
         "settings": used,
         "models": rows,
     }
@@ -247,38 +236,6 @@ def _as_detected(results: Results, people: dict[int, _People] | None, card: Card
     return [{**results[index], "score": float(scores[index])} for index in kept]
 
 
-def _joint_errors(
-    dataset: Dataset, results: Results, crowdpose: bool
-) -> dict[str, dict[str, float]]:
-    """How far each joint of the annotated people is off who were found, by its name."""
-    names, sigmas = JOINT_NAMES, OKS_SIGMAS
-    if crowdpose:
-        dataset, results = crowdpose_view(dataset, results)
-        names, sigmas = CROWDPOSE_JOINTS[:SHARED_JOINTS], CROWDPOSE_SIGMAS[:SHARED_JOINTS]
-    found: dict[int, Results] = {}
-    for result in results:
-        found.setdefault(result["image_id"], []).append(result)
-    annotated: dict[int, list[Dataset]] = {}
-    for person in dataset["annotations"]:
-        if _is_labelled(person):
-            annotated.setdefault(person["image_id"], []).append(person)
-    pairs = []
-    for image, people in annotated.items():
-        candidates = found.get(image, [])
-        boxes = np.array([person["bbox"] for person in people], np.float64)
-        own = np.array([result["bbox"] for result in candidates], np.float64).reshape(-1, 4)
-        for person, match in zip(people, match_people(own, boxes), strict=True):
-            if match >= 0:
-                pairs.append((candidates[match]["keypoints"], person["keypoints"], person["area"]))
-    predicted, truth = (
-        np.array([pair[side] for pair in pairs], np.float64).reshape(-1, len(names), 3)
-        for side in (0, 1)
-    )
-    areas = np.array([area for *_, area in pairs], np.float64)
-    errors = joint_errors(predicted[..., :2], truth[..., :2], truth[..., 2] > 0, areas, sigmas)
-    return dict(zip(names, errors, strict=True))
-
-
 # --------------------------------------------------------------------------------------- detector
 
 
@@ -299,7 +256,7 @@ def evaluate_detector(asked: Evaluation, settings: Settings) -> Report:
     """
     if asked.boxes != "gt" or asked.flip_test or asked.url is not None:
         raise UsageError("--detector takes neither --boxes nor --flip-test nor --url")
-    dataset = _read(asked.annotations, _BOX_FIELDS)
+    dataset = read_boxes(asked.annotations)
     pictures = Pictures(*asked.pictures)
     detector = build_detector(settings)
     results: Results = []
@@ -311,7 +268,7 @@ def evaluate_detector(asked: Evaluation, settings: Settings) -> Report:
             low, high = people.boxes[:, :2], people.boxes[:, 2:]
             boxes = np.concatenate((low, high - low), 1).astype(np.float64).tolist()
             results += [
-                {"image_id": entry["id"], "category_id": _PERSON, "bbox": box, "score": score}
+                {"image_id": entry["id"], "category_id": PERSON, "bbox": box, "score": score}
                 for box, score in zip(boxes, people.scores.tolist(), strict=True)
             ]
     row = {
@@ -340,8 +297,7 @@ def table(report: Report) -> str:
     cells += [[row["name"], *_numbers(row["figures"].values())] for row in rows]
     lines = [f"{report['benchmark']}: {report['people']} people in {report['images']} pictures"]
     lines += _aligned(cells)
-    if "joints" in rows[0]:
-        joints = rows[0]["joints"]
+    if joints := rows[0].get("joints"):
         cells = [["within / pixels", "count", *(row["name"] for row in rows)]]
         for joint in joints:
             errors = [row["joints"][joint] for row in rows]
@@ -390,103 +346,24 @@ def _decoded(
     ]
 
 
-# ------------------------------------------------------------------------------------- annotations
-
-#: What pycocotools reads of every person.
-_BOX_FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd", "area")
-_POSE_FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd", "keypoints", "num_keypoints")
-
-
-def _read(path: Path, fields: Sequence[str]) -> Dataset:
-    """The people of a file in COCO's layout.
-
-    Raises:
-        DatasetError: it is not in that layout, or a person lacks one of the fields.
-    """
-    try:
-        coco = json.loads(path.read_text())
-        entries = coco["images"]
-        known = {entry["id"] for entry in entries if entry["file_name"]}
-        people = [person for person in coco["annotations"] if person["category_id"] == _PERSON]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is not in COCO layout: {error!r}") from error
-    for person in people:
-        name = f"{path}, annotation {person.get('id')}"
-        if missing := [field for field in fields if field not in person]:
-            raise DatasetError(f"{name} has no {', '.join(missing)}")
-        if person["image_id"] not in known:
-            raise DatasetError(f"{name} is of image {person['image_id']!r}, which is not listed")
-        if not _is_box(person["bbox"]):
-            raise DatasetError(f"{name} has the bbox {person['bbox']!r}, not x, y, width, height")
-    if not people:
-        raise DatasetError(f"{path} annotates nobody: no annotation has category_id {_PERSON}")
-    return {
-        "images": entries,
-        "annotations": people,
-        "categories": [{"id": _PERSON, "name": "person"}],
-    }
-
-
-def _is_crowdpose(dataset: Dataset, path: Path) -> bool:
-    """Whether these are CrowdPose's annotations, or else COCO's.
-
-    Raises:
-        DatasetError: no joint is labelled, or they are neither set's joints.
-    """
-    people = dataset["annotations"]
-    if not any(map(_is_labelled, people)):
-        raise DatasetError(
-            f"{path} labels no joints, so there is nothing to compare poses with; "
-            "--detector compares boxes"
-        )
-    crowdpose = all("crowdIndex" in entry for entry in dataset["images"])
-    joints = len(CROWDPOSE_JOINTS) if crowdpose else JOINTS
-    for person in people:
-        if len(person["keypoints"]) != 3 * joints:
-            raise DatasetError(
-                f"{path}, annotation {person['id']} has {len(person['keypoints'])} numbers as "
-                f"keypoints; accepted are COCO's 17 joints, and CrowdPose's 14 where every image "
-                f"has its crowdIndex, with three numbers each"
-            )
-        if not crowdpose and "area" not in person:
-            raise DatasetError(f"{path}, annotation {person['id']} has no area")
-    return crowdpose
-
-
-def _is_labelled(person: Dataset) -> bool:
-    return bool(person["num_keypoints"]) and not person["iscrowd"]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
 # ------------------------------------------------------------------------------------------- boxes
 
 
-def _people(asked: Evaluation, dataset: Dataset) -> dict[int, _People] | None:
+def _people(asked: Evaluation, benchmark: Benchmark) -> dict[int, _People] | None:
     """Whose poses are asked for: nobody's in particular, the annotated ones', or a file's."""
     if asked.boxes == "detector":
         return None
     if asked.boxes == "gt":
-        found = [person for person in dataset["annotations"] if _is_labelled(person)]
-    else:
-        found = _detections(Path(asked.boxes), {entry["id"] for entry in dataset["images"]})
+        return {picture: _People(boxes, None) for picture, boxes in benchmark.boxes.items()}
     grouped: dict[int, Results] = {}
-    for person in found:
-        grouped.setdefault(person["image_id"], []).append(person)
+    known = {picture["id"] for picture in benchmark.pictures}
+    for entry in _detections(Path(asked.boxes), known):
+        grouped.setdefault(entry["image_id"], []).append(entry)
     people = {}
-    for image, own in grouped.items():
-        boxes = np.array([person["bbox"] for person in own], np.float32)
-        scores = None
-        if asked.boxes != "gt":
-            scores = np.array([person["score"] for person in own], np.float64)
-        corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
-        people[image] = _People(corners, scores)
+    for picture, own in grouped.items():
+        boxes = corners(np.array([entry["bbox"] for entry in own], np.float32))
+        scores = np.array([entry["score"] for entry in own], np.float64)
+        people[picture] = _People(boxes, scores)
     return people
 
 
@@ -517,10 +394,10 @@ def _problem(entry: Any, known: set[Any]) -> str | None:
             return f"{field} is missing"
     if not isinstance(entry["image_id"], (int, str)) or entry["image_id"] not in known:
         return f"image_id {entry['image_id']!r} is not among the annotations' images"
-    if entry["category_id"] != _PERSON:
+    if entry["category_id"] != PERSON:
         return f"category_id {entry['category_id']!r} is not a person's"
-    if not _is_box(entry["bbox"]) or min(entry["bbox"][2:]) <= 0:
+    if not is_box(entry["bbox"]) or min(entry["bbox"][2:]) <= 0:
         return f"bbox {entry['bbox']!r} is not a box with an area"
-    if not _is_number(entry["score"]):
+    if not is_number(entry["score"]):
         return f"score {entry['score']!r} is not a number"
     return None

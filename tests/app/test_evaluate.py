@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy.io import savemat
 
 import models
 from app import cli, images
@@ -18,7 +20,16 @@ from app.main import build_detector
 from app.settings import Settings
 from models.catalogue import WEIGHTS
 from models.coco import JOINT_NAMES
-from models.evaluation import BOX_FIGURES, CROWDPOSE_FIGURES, CROWDPOSE_JOINTS, KEYPOINT_FIGURES
+from models.evaluation import (
+    BOX_FIGURES,
+    CROWDPOSE_FIGURES,
+    CROWDPOSE_JOINTS,
+    KEYPOINT_FIGURES,
+    PCKH_PARTS,
+)
+from models.network import Architecture
+from models.pose_model import Card, PoseModel
+from models.skeletons import MPII
 from tests.app.api_support import Running
 
 Run = Callable[..., dict[str, Any]]
@@ -196,13 +207,62 @@ def test_crowdpose_is_measured_on_the_joints_that_coco_has(
 ) -> None:
     crowdpose = changed(annotated, as_crowdpose, "crowdpose.json")
     report = run("--representation", "dark", annotations=crowdpose)
-    assert report["benchmark"] == "CrowdPose, its 12 joints that COCO has too"
+    assert report["benchmark"] == "CrowdPose, the 12 of its 14 joints that COCO has too"
     [row] = report["models"]
     assert tuple(row["figures"]) == CROWDPOSE_FIGURES
     assert row["figures"]["AP_easy"] == row["figures"]["AP_medium"] == -1
     assert row["figures"]["AP_hard"] == pytest.approx(row["figures"]["AP"])
     assert tuple(row["joints"]) == CROWDPOSE_JOINTS[:12]
     assert row["joints"]["left_shoulder"]["count"] == 2
+
+
+@pytest.fixture
+def mpii(tmp_path: Path) -> Path:
+    """The sample photo's two people in MPII's layout."""
+    joints = np.full((2, MPII.joints, 2), 300.0)
+    people = [
+        {
+            **{"image": "bus.jpg", "center": centre, "scale": 2.5},
+            **{"joints": own.tolist(), "joints_vis": [1] * MPII.joints},
+        }
+        for centre, own in zip(([150, 620], [285, 600]), joints, strict=True)
+    ]
+    (tmp_path / "valid.json").write_text(json.dumps(people))
+    truth = {
+        "pos_gt_src": joints.transpose(1, 2, 0),
+        "jnt_missing": np.zeros((MPII.joints, 2)),
+        "headboxes_src": np.tile(np.array([[0.0, 0.0], [3e3, 4e3]])[..., None], (1, 1, 2)),
+    }
+    savemat(tmp_path / "gt_valid.mat", truth)
+    return tmp_path / "valid.json"
+
+
+def test_mpii_is_measured_with_a_model_of_its_joints(run: Run, mpii: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    architecture = Architecture(
+        **{"representation": "dark", "backbone": "test_resnet.r160_in1k", "input_size": (64, 64)},
+        joints=MPII.names,
+    )
+    weights = tmp_path / "mpii-tiny.safetensors"
+    PoseModel.fresh(Card("mpii-tiny", architecture, "", "", "", "", "")).save(weights)
+    report = run("--weights", str(weights), "--flip-test", annotations=mpii)
+    assert report["benchmark"] == "MPII, PCKh@0.5"
+    assert (report["images"], report["people"]) == (1, 2)
+    figures = report["models"][0]["figures"]
+    assert list(figures) == [*PCKH_PARTS, "Mean", "Mean@0.1", "Mean@0.11"]
+    # Whatever an untrained network finds is within half a head of 3000 pixels.
+    assert figures["Mean"] == 1
+
+
+def test_mpii_is_not_measured_with_cocos_joints(
+    mpii: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", "--annotations", str(mpii), "--images", str(BUS.parent)]
+    for arguments in ([], ["--boxes", "detector"]):
+        assert cli.main([*asked, *arguments]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "need a model of MPII's 16 joints, and this one has 17" in first
+    assert "--boxes must be gt" in second
 
 
 def test_the_detector_is_measured_by_its_boxes(run: Run, annotated: Path) -> None:
