@@ -40,7 +40,7 @@ from models.benchmarks import (
 )
 from models.evaluation import Dataset, Results, coco_figures
 from models.pose_model import Card
-from models.training.datasets import Pictures
+from models.training.datasets import DatasetError, Pictures
 
 #: Images in one call of the pipeline: nobody waits for each answer.
 _BATCH = 8
@@ -129,7 +129,7 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
     people = _people(asked, benchmark)
     # As everybody does: with given boxes only people are asked for whose joints are known.
     entries = [entry for entry in benchmark.pictures if people is None or entry["id"] in people]
-    pictures = Pictures(*asked.pictures)
+    pictures = _pictures(asked, entries)
     cards = [models.card(name) for name in names]
     if asked.weights is not None:
         cards = [models.load(weights=asked.weights).card]
@@ -257,7 +257,7 @@ def evaluate_detector(asked: Evaluation, settings: Settings) -> Report:
     if asked.boxes != "gt" or asked.flip_test or asked.url is not None:
         raise UsageError("--detector takes neither --boxes nor --flip-test nor --url")
     dataset = read_boxes(asked.annotations)
-    pictures = Pictures(*asked.pictures)
+    pictures = _pictures(asked, dataset["images"])
     detector = build_detector(settings)
     results: Results = []
     begin = time.perf_counter()
@@ -329,6 +329,16 @@ def _head(benchmark: str, annotations: Path) -> Report:
         "benchmark": benchmark,
         "annotations": annotations.name,
     }
+
+
+def _pictures(asked: Evaluation, entries: Sequence[Dataset]) -> Pictures:
+    """Where the pictures are, all of which are there."""
+    pictures = Pictures(*asked.pictures)
+    if missing := pictures.missing(entry["file_name"] for entry in entries):
+        raise DatasetError(
+            f"{len(missing)} of {len(entries)} pictures are missing, the first is {missing[0]!r}"
+        )
+    return pictures
 
 
 def _batches(entries: Iterable[Dataset]) -> Iterator[list[Dataset]]:

@@ -362,7 +362,10 @@ def without(field: str) -> Callable[[dict[str, Any]], None]:
             lambda coco: [person.update(num_keypoints=0) for person in coco["annotations"]],
             "labels no joints",
         ),
-        (lambda coco: coco["images"][0].update(file_name="x.jpg"), "picture 'x.jpg' is missing"),
+        (
+            lambda coco: coco["images"][0].update(file_name="x.jpg"),
+            "1 of 1 pictures are missing, the first is 'x.jpg'",
+        ),
     ],
 )
 def test_annotations_that_cannot_be_used_are_one_clear_line(
