@@ -6,16 +6,10 @@ import argparse
 import hashlib
 import json
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -24,28 +18,15 @@ import models
 from app import images, render
 from app.detector import train_detector
 from app.errors import PosemuxError
+from app.evaluate import Evaluation, UsageError, evaluate_detector, evaluate_poses, table
 from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
 from app.schemas import coco_results
 from app.settings import Settings
 from models import catalogue
 from models.coco import JOINT_NAMES
-from models.evaluation import KEYPOINT_FIGURES, coco_figures
 from models.training import recipes
-from models.training.datasets import Pictures
 from models.training.loop import train_pose, train_tokenizer
-
-#: Images in one call of the pipeline where nobody waits for each answer.
-_BATCH = 8
-#: The detector's threshold when average precision is measured: COCO ranks, it does not threshold.
-_LOWEST_SCORE = 0.02
-
-#: `(P, 4)` boxes as `x1, y1, x2, y2` by image id.
-Boxes = dict[int, npt.NDArray[np.float32]]
-
-
-class UsageError(ValueError):
-    """What was asked for on the command line cannot be done: the message says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,117 +112,20 @@ def _print_poses(path: Path, poses: Poses) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     settings = Settings()
-    try:
-        coco = json.loads(options.annotations.read_text())
-        entries, people = coco["images"], coco["annotations"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{options.annotations} is not in COCO layout: {error!r}") from error
-    pictures = Pictures(*options.images)
-    boxes = _boxes_by_image(options.boxes, people)
-    if boxes is not None:
-        # As everybody does: with given boxes only people are asked for whose joints are known.
-        entries = [entry for entry in entries if entry["id"] in boxes]
-    rows: dict[str, dict[str, float]] = {}
-    for name in _models(options, settings.models):
-        bar = tqdm(entries, desc=name, unit="image", disable=None)
-        if options.url is None:
-            answers = _ask_pipeline(settings, name, bar, pictures, boxes, options.flip_test)
-        else:
-            answers = _ask_service(options.url, name, bar, pictures, boxes, options.flip_test)
-        rows[name] = coco_figures(options.annotations, list(answers))
-    print(json.dumps(rows) if options.json else _table(rows))
-    return 0
-
-
-def _ask_pipeline(
-    settings: Settings,
-    name: str,
-    entries: Iterable[dict[str, Any]],
-    pictures: Pictures,
-    boxes: Boxes | None,
-    flip_test: bool,
-) -> Iterator[dict[str, Any]]:
-    """COCO results of all entries through the service's own pipeline, a few images at a time."""
-    pipeline = _pipeline(settings, name)
-    waiting = iter(entries)
-    while batch := list(islice(waiting, _BATCH)):
-        decoded = [
-            images.decode(pictures.read(entry["file_name"]), settings.max_image_pixels)
-            for entry in batch
-        ]
-        asked = [
-            Options(
-                name,
-                boxes=None if boxes is None else boxes[entry["id"]],
-                min_score=_LOWEST_SCORE,
-                max_people=settings.max_people,
-                flip_test=flip_test,
-            )
-            for entry in batch
-        ]
-        for entry, poses in zip(batch, pipeline(decoded, asked), strict=True):
-            yield from coco_results(entry["id"], poses)
-
-
-def _ask_service(
-    url: str,
-    name: str,
-    entries: Iterable[dict[str, Any]],
-    pictures: Pictures,
-    boxes: Boxes | None,
-    flip_test: bool,
-) -> Iterator[dict[str, Any]]:
-    """COCO results of all entries through a running service."""
-    for entry in entries:
-        query = {
-            "model": name,
-            "min_score": str(_LOWEST_SCORE),
-            "flip_test": str(flip_test).lower(),
-        }
-        if boxes is not None:
-            query["boxes"] = json.dumps(boxes[entry["id"]].tolist())
-        request = urllib.request.Request(
-            f"{url.rstrip('/')}/pose?{urllib.parse.urlencode(query)}",
-            data=pictures.read(entry["file_name"]),
-            headers={"Content-Type": "application/octet-stream"},
-        )
-        try:
-            with urllib.request.urlopen(request) as answer:
-                body = json.load(answer)
-        except urllib.error.HTTPError as error:
-            detail = json.load(error).get("detail", error.reason)
-            raise UsageError(
-                f"{entry['file_name']}: {url} answered {error.code}: {detail}"
-            ) from error
-        except urllib.error.URLError as error:
-            raise UsageError(f"{url} does not answer: {error.reason}") from error
-        yield from ({**result, "image_id": entry["id"]} for result in body["predictions"])
-
-
-def _boxes_by_image(source: str, people: list[dict[str, Any]]) -> Boxes | None:
-    """Whose poses are asked for: nobody's in particular, the annotated ones', or a file's."""
-    if source == "detector":
-        return None
-    if source == "gt":
-        found = [person for person in people if person.get("num_keypoints", 0) > 0]
+    asked = Evaluation(
+        annotations=options.annotations,
+        pictures=tuple(options.images),
+        boxes=options.boxes,
+        flip_test=options.flip_test,
+        url=options.url,
+        weights=options.weights,
+    )
+    if options.detector:
+        report = evaluate_detector(asked, settings)
     else:
-        found = json.loads(Path(source).read_text())
-    grouped: dict[int, list[list[float]]] = {}
-    for person in found:
-        x, y, width, height = person["bbox"]
-        grouped.setdefault(person["image_id"], []).append([x, y, x + width, y + height])
-    return {image: np.array(rows, np.float32) for image, rows in grouped.items()}
-
-
-def _table(rows: dict[str, dict[str, float]]) -> str:
-    """COCO's figures, a line for each model."""
-    width = max(len(name) for name in rows)
-    lines = [" " * width + "".join(f"{figure:>7}" for figure in KEYPOINT_FIGURES)]
-    lines += [
-        f"{name:<{width}}" + "".join(f"{figures[figure]:7.3f}" for figure in KEYPOINT_FIGURES)
-        for name, figures in rows.items()
-    ]
-    return "\n".join(lines)
+        report = evaluate_poses(asked, _models(options, settings.models), settings)
+    print(json.dumps(report) if options.json else table(report))
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -320,12 +204,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
-    evaluate = commands.add_parser("evaluate", help="COCO average precision on annotated pictures")
+    evaluate = commands.add_parser("evaluate", help="measure poses or boxes on annotated pictures")
     evaluate.add_argument("--annotations", type=Path, required=True, metavar="COCO.json")
     evaluate.add_argument(
         "--images", type=Path, nargs="+", required=True, help="a folder, or tar files, of pictures"
     )
-    _choose_model(evaluate)
+    chosen = _choose_model(evaluate)
+    chosen.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a weights file, such as a training's"
+    )
+    chosen.add_argument(
+        "--detector", action="store_true", help="the person detector's boxes in place of poses"
+    )
     evaluate.add_argument(
         "--boxes",
         default="gt",
@@ -336,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--url", help="ask a running service instead, such as http://localhost:8000"
     )
-    evaluate.add_argument("--json", action="store_true", help="figures as JSON")
+    evaluate.add_argument("--json", action="store_true", help="all that was measured, as JSON")
     evaluate.set_defaults(run=_evaluate)
 
     train = commands.add_parser("train", help="train by a recipe; goes on where it was interrupted")
@@ -375,10 +265,11 @@ def _count(text: str) -> int:
     return number
 
 
-def _choose_model(parser: argparse.ArgumentParser) -> None:
+def _choose_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--representation", choices=models.REPRESENTATIONS)
     group.add_argument("--model", metavar="NAME", help="a pose model of `posemux models list`")
+    return group
 
 
 if __name__ == "__main__":

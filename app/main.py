@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -40,16 +41,35 @@ writes a pose down: SimCC, heatmap with DARK decoding, or PCT tokens. Errors are
 """
 
 
-def build_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
+def build_detector(settings: Settings) -> YoloDetector:
+    """The detector of the settings, on its device.
+
+    Raises:
+        ValueError: the device is not there, or weights are missing or damaged.
+    """
+    weights = settings.detector_weights or _DETECTOR_WEIGHTS
+    return YoloDetector.load(weights, _device(settings.device), settings.detector_size)
+
+
+def build_pipeline(settings: Settings, metrics: Metrics, weights: Path | None = None) -> Pipeline:
     """The detector and the pose models of the settings, on their device.
+
+    Args:
+        settings: which models, where.
+        metrics: where the pipeline counts.
+        weights: a weights file whose model takes the place of the settings' pose models; it goes by
+            the file's name.
 
     Raises:
         ValueError: the device is not there, or weights are missing or damaged.
     """
     device = _device(settings.device)
-    weights = settings.detector_weights or _DETECTOR_WEIGHTS
-    detector = YoloDetector.load(weights, device, settings.detector_size)
-    pose_models = {name: models.load(name, device=device) for name in settings.models}
+    detector = build_detector(settings)
+    if weights is None:
+        loaded = [models.load(name, device=device) for name in settings.models]
+    else:
+        loaded = [models.load(weights=weights, device=device)]
+    pose_models = {model.card.name: model for model in loaded}
     return Pipeline(detector, pose_models, device, settings.max_batch_people, metrics)
 
 
@@ -91,7 +111,7 @@ def create_app(
         redoc_url=None,
         static_url="/docs/assets",
         title="posemux",
-        version=_version(),
+        version=posemux_version(),
         description=_DESCRIPTION,
         license_info={"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
         lifespan=lifespan,
@@ -170,8 +190,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _version() -> str:
+def posemux_version() -> str:
+    """The installed package's version; `unknown` in a checkout that is not installed."""
     try:
         return version("posemux")
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:
         return "unknown"

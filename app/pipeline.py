@@ -236,8 +236,7 @@ class Pipeline:
         boxes = people.boxes
         if option.boxes is None and len(boxes):
             model = self._pose_models[option.model]
-            _, sizes = crop_regions(torch.from_numpy(boxes), model.input_size, model.padding)
-            kept = oks_nms(keypoints, scores, sizes.prod(-1).numpy(), _SAME_POSE)
+            kept = distinct_people(boxes, scores, keypoints, model.input_size, model.padding)
             boxes, scores, keypoints = boxes[kept], scores[kept], keypoints[kept]
         return Poses(option.model, boxes, scores, keypoints, seconds)
 
@@ -259,6 +258,29 @@ class Pipeline:
             metrics.device_memory.labels("reserved").set(torch.cuda.memory_reserved(self._device))
             metrics.device_memory.labels("free").set(free)
             metrics.device_memory.labels("total").set(total)
+
+
+def distinct_people(
+    boxes: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.floating],
+    keypoints: npt.NDArray[np.floating],
+    input_size: tuple[int, int],
+    padding: float,
+) -> npt.NDArray[np.intp]:
+    """Of one image's detected people, those who are not another one over again.
+
+    Args:
+        boxes: `(P, 4)` as `x1, y1, x2, y2` in image pixels.
+        scores: `(P,)`.
+        keypoints: `(P, K, 2 or more)`: x, y in image pixels.
+        input_size: width and height of the pose network's input.
+        padding: how much larger than the box its crop is.
+
+    Returns:
+        Indices of those who stay, best first.
+    """
+    _, sizes = crop_regions(torch.from_numpy(boxes), input_size, padding)
+    return oks_nms(keypoints, scores, sizes.prod(-1).numpy(), _SAME_POSE)
 
 
 def oks_nms(

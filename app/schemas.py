@@ -176,9 +176,8 @@ def coco_results(image_id: int, poses: Poses) -> list[dict[str, Any]]:
     keypoints[..., :2] = keypoints[..., :2].round(2)
     keypoints[..., 2] = keypoints[..., 2].round(4)
     scores = poses.scores.astype(np.float64).round(4)
-    rows = zip(
-        boxes.tolist(), scores.tolist(), keypoints.reshape(-1, 3 * JOINTS).tolist(), strict=True
-    )
+    flat = keypoints.reshape(len(keypoints), 3 * keypoints.shape[1])
+    rows = zip(boxes.tolist(), scores.tolist(), flat.tolist(), strict=True)
     return [
         {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": row}
         for box, score, row in rows

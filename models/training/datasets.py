@@ -170,6 +170,15 @@ def read_keypoints(data: Path, name: str) -> KeypointSet:
     return KeypointSet(name, annotations, isinstance(content, dict), skeleton, pictures, people)
 
 
+def read_mpii(annotations: Path) -> list[Person]:
+    """MPII's people with labelled joints by one of HRNet's json lists.
+
+    Raises:
+        DatasetError: the file has another layout.
+    """
+    return _mpii_people(_read_json(annotations), annotations)
+
+
 #: Where a set's annotations may be: this project's own layout, COCO's, and MPII's in HRNet.
 _ANNOTATIONS = (
     "{}.json",

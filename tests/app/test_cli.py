@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,35 +19,6 @@ def assets() -> Path:
 
 
 BUS = assets() / "bus.jpg"
-
-
-@pytest.fixture
-def annotated(tmp_path: Path) -> Path:
-    """The sample photo, its two standing people annotated by hand (hips and shoulders only)."""
-    people = [
-        ([52, 396, 194, 506], {5: (172, 500), 6: (75, 497), 11: (165, 655), 12: (92, 660)}),
-        ([222, 405, 123, 455], {5: (325, 500), 6: (250, 500), 11: (315, 660), 12: (258, 670)}),
-    ]
-    annotations = []
-    for number, (box, joints) in enumerate(people, 1):
-        keypoints = np.zeros((17, 3))
-        for joint, place in joints.items():
-            keypoints[joint] = (*place, 2)
-        annotations.append(
-            {
-                **{"id": number, "image_id": 7, "category_id": 1, "iscrowd": 0, "bbox": box},
-                **{"area": box[2] * box[3], "num_keypoints": len(joints)},
-                "keypoints": keypoints.flatten().tolist(),
-            }
-        )
-    coco = {
-        "images": [{"id": 7, "file_name": "bus.jpg", "width": 810, "height": 1080}],
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "person"}],
-    }
-    path = tmp_path / "bus.json"
-    path.write_text(json.dumps(coco))
-    return path
 
 
 @pytest.mark.parametrize("representation", ["simcc", "dark", "pct"])
@@ -77,35 +47,6 @@ def test_predict_as_json_is_a_coco_results_list(capsys: pytest.CaptureFixture[st
     for result in body["predictions"]:
         assert set(result) == {"image_id", "category_id", "bbox", "score", "keypoints"}
         assert len(result["keypoints"]) == 51
-
-
-@pytest.mark.parametrize("boxes", ["gt", "file", "detector"])
-def test_evaluate_prints_cocos_figures(
-    boxes: str, annotated: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    if boxes == "file":
-        people = json.loads(annotated.read_text())["annotations"]
-        boxes = str(tmp_path / "boxes.json")
-        Path(boxes).write_text(json.dumps(people))
-    asked = ["evaluate", "--annotations", str(annotated), "--images", str(BUS.parent)]
-    assert cli.main([*asked, "--representation", "dark", "--boxes", boxes, "--json"]) == 0
-    figures: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert list(figures) == ["dark-small"]
-    assert len(figures["dark-small"]) == 10
-    assert 0 <= figures["dark-small"]["AP"] <= 1
-    if boxes != "detector":
-        # The torso of somebody who stands in plain view is not hard to find.
-        assert figures["dark-small"]["AP50"] > 0.4
-
-
-def test_evaluate_prints_a_table_for_all_bundled_models(
-    annotated: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = ["evaluate", "--annotations", str(annotated), "--images", str(BUS.parent)]
-    assert cli.main(asked) == 0
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["AP", "AP50", "AP75"]
-    assert [row.split()[0] for row in rows] == ["simcc-small", "dark-small", "pct-small"]
 
 
 def test_models_list_says_whether_the_weights_are_here(capsys: pytest.CaptureFixture[str]) -> None:

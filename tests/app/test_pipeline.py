@@ -292,6 +292,20 @@ def test_suppression_is_that_of_hrnet(threshold):
     np.testing.assert_array_equal(kept, golden[f"nms/keep_{threshold}"])
 
 
+@pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason="the reference's golden numbers are not beside this repository"
+)
+def test_poses_are_as_alike_as_hrnet_says():
+    golden = np.load(FIXTURES / "hrnet_official.npz")
+    keypoints, areas = golden["nms/keypoints"], golden["nms/area"]
+    for other, similarity in enumerate(golden["nms/oks_0to_rest"], 1):
+        pair = [0, other]
+        # One of the two goes exactly where the threshold is below their similarity.
+        for threshold, left in ((similarity - 1e-6, 1), (similarity + 1e-6, 2)):
+            kept = oks_nms(keypoints[pair], np.array([0.9, 0.8]), areas[pair], threshold)
+            assert len(kept) == left
+
+
 def greedy(keypoints, scores, areas, threshold):
     """The textbook's loop."""
     left, kept = list(np.argsort(-scores)), []

@@ -57,28 +57,63 @@ def test_quarter_shift_agrees_with_hrnet(golden: Golden, method: str, key: str) 
     )
 
 
-def test_biased_targets_and_loss_agree_with_hrnet(golden: Golden) -> None:
+def test_biased_targets_agree_with_hrnet(golden: Golden) -> None:
     arrays = golden("hrnet_official")
     joints = torch.tensor(arrays["target/joints"])[:, :2].double()
     labelled = torch.tensor(arrays["target/vis"])[:, 0]
     maps, weights = heatmap.encode(joints, labelled, (48, 64), unbiased=False)
     np.testing.assert_allclose(maps, arrays["target/heatmaps"], atol=1e-6)
     np.testing.assert_array_equal(weights, arrays["target/weight"][:, 0])
-    value = heatmap.loss(
-        torch.tensor(arrays["loss/out"]),
-        torch.tensor(arrays["loss/gt"]),
-        torch.tensor(arrays["loss/w"])[..., 0],
-    )
+
+
+def test_loss_agrees_with_hrnet_with_and_without_weights(golden: Golden) -> None:
+    arrays = golden("hrnet_official")
+    heatmaps = torch.tensor(arrays["loss/out"], requires_grad=True)
+    targets, weights = torch.tensor(arrays["loss/gt"]), torch.tensor(arrays["loss/w"])[..., 0]
+    value = heatmap.loss(heatmaps, targets, weights)
     assert value.item() == pytest.approx(float(arrays["loss/JointsMSE"]), rel=1e-6)
+    value.backward()
+    # The fixture has no gradients; that of half a mean square is the weighted difference's share.
+    slope = weights[..., None, None].square() * (heatmaps - targets) / heatmaps.numel()
+    torch.testing.assert_close(heatmaps.grad, slope)
+    unweighted = heatmap.loss(heatmaps, targets, torch.ones_like(weights))
+    assert unweighted.item() == pytest.approx(float(arrays["loss/JointsMSE_now"]), rel=1e-6)
 
 
-def test_unbiased_targets_agree_with_mmpose(golden: Golden) -> None:
+def test_mmposes_loss_is_twice_ours(golden: Golden) -> None:
+    # Its KeypointMSELoss lacks the half; for weights of 0 and 1 there is no other difference.
+    arrays = golden("mmpose_codecs")
+    value = heatmap.loss(*(torch.tensor(arrays[f"mse/{name}"]) for name in ("o", "g", "w")))
+    assert 2 * value.item() == pytest.approx(float(arrays["mse/loss"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(("case", "unbiased"), [("msra", False), ("msra_unbiased", True)])
+def test_targets_agree_with_mmpose(golden: Golden, case: str, unbiased: bool) -> None:
     arrays = golden("mmpose_codecs")
     maps, weights = heatmap.encode(
-        torch.tensor(arrays["kp"]).double(), torch.tensor(arrays["vis"]), (48, 64), unbiased=True
+        torch.tensor(arrays["kp"]).double(), torch.tensor(arrays["vis"]), (48, 64), 4, 2.0, unbiased
     )
-    np.testing.assert_allclose(maps[0], arrays["msra_unbiased/enc_hm"], atol=1e-6)
-    np.testing.assert_array_equal(weights, arrays["msra_unbiased/enc_w"])
+    np.testing.assert_allclose(maps[0], arrays[f"{case}/enc_hm"], atol=1e-6)
+    np.testing.assert_array_equal(weights, arrays[f"{case}/enc_w"])
+
+
+@pytest.mark.parametrize("maps", ["enc", "noise"])
+@pytest.mark.parametrize(("case", "method"), [("msra", "shift"), ("msra_unbiased", "dark")])
+def test_decode_agrees_with_mmpose(
+    golden: Golden, case: str, method: heatmap.Method, maps: str
+) -> None:
+    arrays = golden("mmpose_codecs")
+    heatmaps = arrays["noisehm"] if maps == "noise" else arrays[f"{case}/enc_hm"]
+    key = f"{case}/dec_noise" if maps == "noise" else f"{case}/dec_of_enc"
+    decoded = heatmap.decode(torch.tensor(heatmaps), method).numpy()
+    # mmpose puts a joint without a positive peak at -1, HRNet and we at 0. And mmpose shifts on
+    # each axis for itself where HRNet and we leave a peak at the border of either alone.
+    peaks = heatmap.decode(torch.tensor(heatmaps), "argmax").numpy()
+    inner = ((peaks[:, :2] > 1) & (peaks[:, :2] < [47, 63])).all(1) & (peaks[:, 2] > 0)
+    assert inner.sum() >= 3
+    expected = arrays[key][0]
+    np.testing.assert_allclose(decoded[inner, :2] * 4, expected[inner], atol=1e-4)
+    np.testing.assert_allclose(decoded[:, 2], arrays[f"{key}_s"][0], atol=1e-6)
 
 
 def test_dark_reads_back_what_unbiased_targets_wrote() -> None:

@@ -41,6 +41,14 @@ def test_tokenizer_losses_and_gradients_agree_with_the_authors(golden: Golden) -
         np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5 * scale)
 
 
+def test_joint_loss_agrees_with_the_authors(golden: Golden) -> None:
+    arrays = golden("pct_official")
+    predicted, visible = torch.tensor(arrays["s1/pred"]), torch.tensor(arrays["joints"])[..., 2]
+    # The fixture's predictions are offsets from the joints that they are measured against.
+    value = pct.joint_loss(predicted, torch.zeros_like(predicted), visible)
+    assert value.item() == pytest.approx(float(arrays["s1/loss"]), rel=1e-5)
+
+
 def test_codebook_step_agrees_with_the_authors(golden: Golden) -> None:
     tokenizer, arrays = released_tiny(golden)
     tokenized = tokenizer(arrays["joints"][..., :2], arrays["joints"][..., 2])

@@ -74,6 +74,104 @@ def test_loss_and_gradient_agree_with_the_authors(golden: Golden) -> None:
     np.testing.assert_allclose(y.grad, arrays["loss/KLDiscret_gy"], atol=1e-7)
 
 
+def equal_targets(golden: Golden, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The targets of the fixture's labels, which are in bins, with the rest shared equally."""
+    arrays = golden("simcc_official")
+    labels = torch.tensor(arrays["loss/label"]).float()
+    bins = (arrays["loss/x"].shape[-1], arrays["loss/y"].shape[-1])
+    x, y, _ = simcc.encode(labels, torch.ones(labels.shape[:-1]), bins, 1.0, "equal", spread)
+    return x, y
+
+
+def test_equal_smoothing_loss_and_gradient_agree_with_the_authors(golden: Golden) -> None:
+    arrays = golden("simcc_official")
+    x = torch.tensor(arrays["loss/x"], requires_grad=True)
+    y = torch.tensor(arrays["loss/y"], requires_grad=True)
+    weights = torch.tensor(arrays["loss/w"])[..., 0]
+    value = simcc.loss(x, y, *equal_targets(golden, 0.2), weights)
+    value.backward()
+    assert value.item() == pytest.approx(float(arrays["loss/NMTNORM_ls0.2"]), rel=1e-5)
+    np.testing.assert_allclose(x.grad, arrays["loss/NMTNORM_ls0.2_gx"], atol=1e-7)
+    np.testing.assert_allclose(y.grad, arrays["loss/NMTNORM_ls0.2_gy"], atol=1e-7)
+
+
+def test_the_authors_other_loss_is_ours_times_bins_and_joints(golden: Golden) -> None:
+    # NMTCritierion sums over bins and joints where ours is the mean: each axis has its own factor.
+    arrays = golden("simcc_official")
+    x = torch.tensor(arrays["loss/x"], requires_grad=True)
+    y = torch.tensor(arrays["loss/y"], requires_grad=True)
+    x_targets, y_targets = equal_targets(golden, 0.1)
+    weights = torch.tensor(arrays["loss/w"])[..., 0]
+    # Logits that are the targets' own logarithm add nothing for their axis.
+    x_part = simcc.loss(x, y_targets.log(), x_targets, y_targets, weights)
+    y_part = simcc.loss(x_targets.log(), y, x_targets, y_targets, weights)
+    joints, x_bins, y_bins = x.shape[1], x.shape[2], y.shape[2]
+    value = joints * (x_bins * x_part + y_bins * y_part)
+    value.backward()
+    assert value.item() == pytest.approx(float(arrays["loss/NMT_ls0.1"]), rel=1e-5)
+    np.testing.assert_allclose(x.grad, arrays["loss/NMT_ls0.1_gx"], atol=1e-6)
+    np.testing.assert_allclose(y.grad, arrays["loss/NMT_ls0.1_gy"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "sharpness", "weighted"),
+    [("kl_plain", None, True), ("kl_rtm", 10, True), ("kl_rtm_b10l10_now", 10, False)],
+)
+def test_mmposes_loss_is_ours_times_the_batch(
+    golden: Golden, case: str, sharpness: int | None, weighted: bool
+) -> None:
+    # mmpose's KLDiscretLoss sums over the batch where ours is the mean. RTMPose's takes both sides'
+    # softmax after multiplying them with 10.
+    arrays = golden("mmpose_codecs")
+    x = torch.tensor(arrays["loss/x"], requires_grad=True)
+    y = torch.tensor(arrays["loss/y"])
+    targets = [torch.tensor(arrays[f"loss/g{axis}"]) for axis in "xy"]
+    weights = torch.tensor(arrays["loss/w"]) if weighted else torch.ones(x.shape[:2])
+    logits = (x, y)
+    if sharpness is not None:
+        targets = [(sharpness * target).softmax(-1) for target in targets]
+        logits = (sharpness * x, sharpness * y)
+    value = len(x) * simcc.loss(*logits, *targets, weights)
+    value.backward()
+    assert value.item() == pytest.approx(float(arrays[f"loss/{case}"]), rel=1e-5)
+    np.testing.assert_allclose(x.grad, arrays[f"loss/{case}_gx"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "smoothing", "spreads", "peak_one"),
+    [
+        ("gauss_norm_s6", "gaussian", (6.0, 6.0), False),
+        ("gauss_nonorm_rtm", "gaussian", (4.9, 5.66), True),
+        ("std_ls0", "none", (0.0, 0.0), False),
+        ("std_ls0.1", "equal", (0.1, 0.1), False),
+    ],
+)
+def test_targets_agree_with_mmpose_where_it_counts_a_joint(
+    golden: Golden,
+    case: str,
+    smoothing: simcc.Smoothing,
+    spreads: tuple[float, float],
+    peak_one: bool,
+) -> None:
+    # mmpose rounds a Gaussian's centre to a whole bin, and RTMPose scales it to a height of 1.
+    arrays = golden("mmpose_codecs")
+    labelled = torch.tensor(arrays["vis"])
+    keypoints = (torch.tensor(arrays["kp"]).double() * 2).round() / 2
+    counted = arrays[f"simcc_enc/{case}/w"] > 0
+    assert counted.sum() >= 5
+    for axis, spread in enumerate(spreads):
+        *targets, weights = simcc.encode(keypoints, labelled, (192, 256), 2.0, smoothing, spread)
+        height = spread * np.sqrt(2 * np.pi) if peak_one else 1.0
+        ours = targets[axis].numpy() * height
+        expected = arrays[f"simcc_enc/{case}/{'xy'[axis]}"]
+        np.testing.assert_allclose(ours[counted], expected[counted], atol=1e-6)
+        if smoothing == "gaussian":
+            # It takes three spreads for bins; the authors, whom we follow, for pixels.
+            assert (weights.numpy()[counted] == 1).all()
+        else:
+            np.testing.assert_array_equal(weights, counted)
+
+
 @pytest.mark.parametrize(
     ("smoothing", "spread"), [("gaussian", 4.0), ("laplace", 4.0), ("equal", 0.1), ("none", 0.0)]
 )
