@@ -38,6 +38,7 @@ from models.benchmarks import (
     read_benchmark,
     read_boxes,
 )
+from models.complexity import complexity
 from models.evaluation import Dataset, Results, coco_figures
 from models.pose_model import Card
 from models.training.datasets import DatasetError, Pictures
@@ -148,6 +149,7 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
         results = [result for found in answers for result in _as_detected(found, people, card)]
         seconds = time.perf_counter() - begin
         figures, joints = benchmark.measure(results)
+        cost = complexity(card)
         rows.append(
             {
                 "name": card.name,
@@ -155,6 +157,8 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
                 "backbone": card.backbone,
                 "input_size": card.input_size,
                 "weights_sha256": card.sha256,
+                "parameters": cost.parameters,
+                "gmacs": cost.gmacs,
                 "figures": figures,
                 "joints": joints,
                 "seconds": round(seconds, 2),

@@ -18,7 +18,7 @@ import models
 from app import cli, images
 from app.main import build_detector
 from app.settings import Settings
-from models.catalogue import WEIGHTS
+from models.catalogue import WEIGHTS, complexity_of
 from models.coco import JOINT_NAMES
 from models.evaluation import (
     BOX_FIGURES,
@@ -126,6 +126,8 @@ def test_the_report_says_everything_about_annotated_boxes(run: Run) -> None:
     assert (row["name"], row["representation"]) == ("dark-small", "dark")
     assert (row["backbone"], row["input_size"]) == (card.backbone, [*card.input_size])
     assert row["weights_sha256"] == card.sha256
+    counted = complexity_of(card.name)
+    assert (row["parameters"], row["gmacs"]) == (counted.parameters, counted.gmacs)
     assert row["seconds"] > 0
     assert tuple(row["figures"]) == KEYPOINT_FIGURES
     # The torso of somebody who stands in plain view is not hard to find.
