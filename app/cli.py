@@ -342,7 +342,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where trainings live (runs)"
     )
-    train.add_argument("--device", help="cpu or cuda (cuda where there is one)")
+    train.add_argument(
+        "--device", choices=("cpu", "cuda"), help="where it computes (cuda where there is one)"
+    )
     train.add_argument(
         "--devices", type=_count, default=1, help="GPUs, or processes on a CPU, share a batch (1)"
     )

@@ -321,6 +321,8 @@ def accelerator_of(device: str) -> Accelerator:
 
     return Accelerator(
         cpu=device == "cpu",
+        # See models.training.precision for it.
+        mixed_precision="no",
         kwargs_handlers=[
             # A backbone may have layers whose features no head reads.
             DistributedDataParallelKwargs(find_unused_parameters=True),

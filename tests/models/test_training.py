@@ -8,9 +8,19 @@ import pytest
 import torch
 
 import models
+from models.pose_model import WeightsError
 from models.training import loop, recipes
+from models.training.datasets import DatasetError
 from models.training.recipes import RecipeError, Stage, TokenizerRecipe
 from tests.models.training_support import PCT, RECIPE
+
+WHOLE = """
+kind = 'pose'
+name = 'whole'
+train = { dots = 1 }
+validate = 'dots'
+architecture = { representation = 'simcc', backbone = 'regnetx_002', input_size = [64, 64] }
+"""
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -28,6 +38,19 @@ def test_every_recipe_is_valid_and_builds(name: str) -> None:
         ("kind = 'sculpture'", "kind must be one of"),
         ("kind = 'pose'\n[architecture]\nrepresentation = 'simcc'", "not an architecture"),
         ("kind = ", "Invalid value"),
+        (
+            f"{WHOLE}\nstages = [{{epochs = 1, learning_rate = 1}}]\nbatch = 'many'",
+            "batch: .*valid integer.*'many'",
+        ),
+        (
+            f"{WHOLE}\nstages = [{{epochs = 1, learning_rate = 1}}]\nvalidate_every = 0",
+            "validate_every: .*greater than 0",
+        ),
+        (f"{WHOLE}\nstages = [{{epochs = 1}}]", "learning_rate: Field required"),
+        (f"{WHOLE}\nstages = [{{epochs = 1, speed = 1}}]", "unknown key 'speed'; known are epochs"),
+        (f"{WHOLE}\nstages = 3", "stages: .*valid tuple"),
+        (f"{WHOLE}\naugmentation = {{colour = 'x'}}", "colour: .*valid number"),
+        (f"{WHOLE}\naugmentation = 3", "augmentation must be a table"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
@@ -83,6 +106,20 @@ def test_pct_trains_in_two_stages(data: Path, tmp_path: Path) -> None:
     frozen = [key for key in tokenizer if key.startswith("representation.")]
     assert frozen
     assert all(torch.equal(tokenizer[key], trained[key]) for key in frozen)
+
+
+def test_a_folder_without_a_checkpoint_takes_another_recipe(data: Path, tmp_path: Path) -> None:
+    one_epoch = replace(RECIPE, stages=(Stage(1, 0.001),))
+    with pytest.raises(DatasetError, match="missing"):
+        loop.train_pose(replace(one_epoch, train={"typo": 1.0}), data, tmp_path, "cpu")
+    assert loop.train_pose(one_epoch, data, tmp_path, "cpu").is_file()
+
+
+def test_a_damaged_start_is_one_clear_error(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "start.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=r"^[^\n]*start.safetensors cannot be read[^\n]*$"):
+        loop.train_pose(replace(RECIPE, start="start"), data, tmp_path, "cpu")
 
 
 def test_a_training_that_starts_from_nowhere_is_refused(data: Path, tmp_path: Path) -> None:

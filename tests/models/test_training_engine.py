@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 import models
 from models.network import Architecture
@@ -217,6 +218,18 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
 def test_a_device_that_fails_is_one_clear_error() -> None:
     with pytest.raises(TrainingError, match=r"^device 0: ValueError: invalid literal.*'many'$"):
         engine.launch(int, 1, "many")
+
+
+def test_synchronised_batch_norm_changes_no_weight_and_no_answer() -> None:
+    model = models.PoseModel.fresh(loop.card_of("tiny", RECIPE.architecture)).eval()
+    crops = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        x, y = model.network(crops)
+        synchronised = loop.convert_sync_batchnorm(copy.deepcopy(model.network))  # type: ignore[no-untyped-call]
+        assert synchronised.state_dict().keys() == model.network.state_dict().keys()
+        assert any(isinstance(part, nn.SyncBatchNorm) for part in synchronised.modules())
+        for found, expected in zip(synchronised(crops), (x, y), strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data: Path, tmp_path: Path) -> None:
