@@ -131,6 +131,7 @@ class _PoseTraining:
         network.requires_grad_(not stage.frozen)
         network.head.requires_grad_(True)
         # Joins the processes anew, because what learns must be known then.
+        self.accelerator.free_memory()
         self._network = self.accelerator.prepare_model(network)
         return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
