@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,9 +142,10 @@ def _train(options: argparse.Namespace) -> int:
     elif isinstance(recipe, recipes.TokenizerRecipe):
         weights = train_tokenizer(recipe, options.data, options.runs, device)
     else:
-        weights = train_pose(
-            recipe, options.data, options.runs, device, options.workers, options.devices
-        )
+        workers = options.workers
+        if workers is None:
+            workers = (os.cpu_count() or 1) // options.devices if device == "cuda" else 0
+        weights = train_pose(recipe, options.data, options.runs, device, workers, options.devices)
     print(f"trained: {weights}, sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()}")
     return 0
 
@@ -239,12 +241,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where trainings live (runs)"
     )
-    train.add_argument("--device", help="cpu or cuda (cuda where there is one)")
+    train.add_argument(
+        "--device", choices=("cpu", "cuda"), help="where it computes (cuda where there is one)"
+    )
     train.add_argument(
         "--devices", type=_count, default=1, help="GPUs, or processes on a CPU, share a batch (1)"
     )
     train.add_argument(
-        "--workers", type=int, default=0, help="processes on each device that prepare samples (0)"
+        "--workers",
+        type=int,
+        help="processes on each device that prepare samples (a GPU's share of the cores, else 0)",
     )
     train.set_defaults(run=_train)
 

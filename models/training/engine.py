@@ -126,8 +126,6 @@ def fit(
         TrainingError: the checkpoint is damaged, or the loss is not finite.
         ModuleNotFoundError: tensorboard, of the extra `train`, is not installed.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     module = training.module
     average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
@@ -135,11 +133,8 @@ def fit(
     progress, saved_optimizer = Progress(), None
     if checkpoint.is_file():
         progress, saved_optimizer = _restore(checkpoint, module, averaged)
-    started_at, end = progress.epochs, sum(stage.epochs for stage in stages)
-    board = None
-    if first_process:
-        _write_curve(folder, progress)
-        board = SummaryWriter(folder / "tensorboard", purge_step=started_at + 1)
+    board = _Board(folder, progress) if first_process else None
+    end = sum(stage.epochs for stage in stages)
     clock = _Clock(sum(stage.epochs * training.steps(stage) for stage in stages))
     first = 0
     for stage in stages:
@@ -202,17 +197,10 @@ def fit(
             if board is not None:
                 if (epoch + 1) % validate_every == 0 or epoch + 1 == end:
                     line |= training.measure(averaged.module, stage)
-                for name, figure in line.items():
-                    if name != "epoch":
-                        board.add_scalar(name, figure, epoch + 1)
-                picture = training.picture(averaged.module, stage)
-                if picture is not None:
-                    _write_picture(folder / "pictures" / f"epoch-{epoch + 1:03}.jpg", picture)
-                    board.add_image("people", picture, epoch + 1, dataformats="HWC")
-                board.flush()
+                board.draw(epoch + 1, line, training.picture(averaged.module, stage))
                 progress.curve.append(line)
                 save()
-                _write_curve(folder, progress)
+                board.write(progress)
                 tqdm.write(json.dumps(line))
             accelerator.wait_for_everyone()
         first = last
@@ -296,16 +284,37 @@ def _save_atomically(state: dict[str, Any], path: Path) -> None:
     written.replace(path)
 
 
-def _write_curve(folder: Path, progress: Progress) -> None:
-    """The whole curve anew, so that an epoch which was interrupted late is not in it twice."""
-    lines = "".join(json.dumps(line) + "\n" for line in progress.curve)
-    (folder / "curve.jsonl").write_text(lines)
+class _Board:
+    """What there is to see of a training: `curve.jsonl`, `tensorboard/` and `pictures/`."""
 
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-def _write_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    _, encoded = cv2.imencode(".jpg", picture[..., ::-1])
-    path.write_bytes(encoded.tobytes())
+        self._folder = folder
+        self.write(progress)
+        # What an interrupted training drew after its last checkpoint is drawn again.
+        self._curves = SummaryWriter(folder / "tensorboard", purge_step=progress.epochs + 1)
+
+    def draw(
+        self, epoch: int, line: dict[str, float], picture: npt.NDArray[np.uint8] | None
+    ) -> None:
+        for name in line.keys() - {"epoch"}:
+            self._curves.add_scalar(name, line[name], epoch)
+        if picture is not None:
+            self._curves.add_image("people", picture, epoch, dataformats="HWC")
+            path = self._folder / "pictures" / f"epoch-{epoch:03}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            _, encoded = cv2.imencode(".jpg", picture[..., ::-1])
+            path.write_bytes(encoded.tobytes())
+        self._curves.flush()
+
+    def write(self, progress: Progress) -> None:
+        """The whole curve anew, so that an epoch that was interrupted late is not in it twice."""
+        lines = "".join(json.dumps(line) + "\n" for line in progress.curve)
+        (self._folder / "curve.jsonl").write_text(lines)
+
+    def close(self) -> None:
+        self._curves.close()
 
 
 # --------------------------------------------------------------------------------- several devices
@@ -321,6 +330,8 @@ def accelerator_of(device: str) -> Accelerator:
 
     return Accelerator(
         cpu=device == "cpu",
+        # See models.training.precision for it.
+        mixed_precision="no",
         kwargs_handlers=[
             # A backbone may have layers whose features no head reads.
             DistributedDataParallelKwargs(find_unused_parameters=True),

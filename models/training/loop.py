@@ -131,6 +131,7 @@ class _PoseTraining:
         network.requires_grad_(not stage.frozen)
         network.head.requires_grad_(True)
         # Joins the processes anew, because what learns must be known then.
+        self.accelerator.free_memory()
         self._network = self.accelerator.prepare_model(network)
         return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
@@ -433,18 +434,19 @@ def _announce(
 
 
 def _folder(runs: Path, recipe: PoseRecipe | TokenizerRecipe, accelerator: Accelerator) -> Path:
-    """The training's folder, which belongs to exactly this recipe.
+    """The training's folder, which belongs to one recipe from its first checkpoint on.
 
     Raises:
         RecipeError: the folder holds a training by another recipe of the same name.
     """
     folder = runs / recipe.name
     used, text = folder / "recipe.json", json.dumps(asdict(recipe), indent=1)
-    if used.is_file() and used.read_text() != text:
+    known = used.read_text() if used.is_file() else None
+    if known != text and (folder / "checkpoint.pt").is_file():
         raise RecipeError(
             f"{folder} holds a training by another recipe named {recipe.name}: move it"
         )
-    if accelerator.is_main_process and not used.is_file():
+    if accelerator.is_main_process and known != text:
         folder.mkdir(parents=True, exist_ok=True)
         written = used.with_suffix(".part")
         written.write_text(text)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import models
+from models.pose_model import WeightsError
 from models.training import loop
+from models.training.datasets import DatasetError
 from models.training.recipes import RecipeError, Stage, TokenizerRecipe
 from tests.models.training_support import PCT, RECIPE
 
@@ -67,6 +69,20 @@ def test_pct_trains_in_two_stages(data: Path, tmp_path: Path) -> None:
     frozen = [key for key in tokenizer if key.startswith("representation.")]
     assert frozen
     assert all(torch.equal(tokenizer[key], trained[key]) for key in frozen)
+
+
+def test_a_folder_without_a_checkpoint_takes_another_recipe(data: Path, tmp_path: Path) -> None:
+    one_epoch = replace(RECIPE, stages=(Stage(1, 0.001),))
+    with pytest.raises(DatasetError, match="missing"):
+        loop.train_pose(replace(one_epoch, train={"typo": 1.0}), data, tmp_path, "cpu")
+    assert loop.train_pose(one_epoch, data, tmp_path, "cpu").is_file()
+
+
+def test_a_damaged_start_is_one_clear_error(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "start.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=r"^[^\n]*start.safetensors cannot be read[^\n]*$"):
+        loop.train_pose(replace(RECIPE, start="start"), data, tmp_path, "cpu")
 
 
 def test_a_training_that_starts_from_nowhere_is_refused(data: Path, tmp_path: Path) -> None:

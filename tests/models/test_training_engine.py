@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 import models
 from models.network import Architecture
@@ -80,25 +81,31 @@ def on_call(
     return install
 
 
+EVERY_STEP, EVERY_EPOCH = -1.0, 300.0
+
+
 @pytest.mark.parametrize(
-    "kill",
+    ("seconds", "kill"),
     [
-        pytest.param(before_step(0, 2), id="in the first epoch"),
-        pytest.param(before_step(1, 1), id="between two stages"),
-        pytest.param(before_step(1, 3), id="in the last epoch"),
+        pytest.param(EVERY_STEP, before_step(0, 2), id="in the first epoch"),
+        pytest.param(EVERY_STEP, before_step(1, 1), id="between two stages"),
+        pytest.param(EVERY_STEP, before_step(1, 3), id="in the last epoch"),
+        pytest.param(EVERY_EPOCH, before_step(1, 3), id="in the last epoch, back to its start"),
         pytest.param(
-            on_call(torch, "save", 2, lambda _, file: file.write(b"torn")),
+            EVERY_STEP,
+            on_call(torch, "save", 5, lambda _, file: file.write(b"torn")),
             id="writing a checkpoint",
         ),
-        pytest.param(on_call(engine, "_write_curve", 2), id="between checkpoint and curve"),
-        pytest.param(on_call(loop, "validate", 1), id="in the validation"),
-        pytest.param(on_call(loop, "_finish", 1), id="at the end"),
+        pytest.param(
+            EVERY_EPOCH, on_call(engine._Board, "write", 2), id="between checkpoint and curve"
+        ),
+        pytest.param(EVERY_STEP, on_call(loop, "validate", 1), id="in the validation"),
+        pytest.param(EVERY_EPOCH, on_call(loop, "_finish", 1), id="at the end"),
     ],
 )
-@pytest.mark.parametrize("seconds", [-1.0, 300.0], ids=["every step", "every epoch"])
 def test_a_killed_training_goes_on_with_the_same_result(
-    kill: Callable[[pytest.MonkeyPatch], None],
     seconds: float,
+    kill: Callable[[pytest.MonkeyPatch], None],
     data: Path,
     whole: Path,
     tmp_path: Path,
@@ -191,6 +198,42 @@ def test_a_loss_that_is_not_finite_stops_the_training(data: Path, tmp_path: Path
     assert not (tmp_path / "tiny" / "tiny.safetensors").exists()
 
 
+# --------------------------------------------------------------------------------------- the steps
+
+
+def test_the_result_is_the_average_of_the_weights(data: Path, whole: Path, tmp_path: Path) -> None:
+    def kept(runs: Path) -> tuple[Tensor, Tensor]:
+        saved = torch.load(runs / "tiny" / "checkpoint.pt", weights_only=True)
+        key = "network.head.mlp_head_x.weight"
+        return saved["module"][key], saved["averaged"][f"module.{key}"]
+
+    learnt, averaged = kept(whole)
+    assert not torch.equal(learnt, averaged)
+    saved = weights_of(whole)["network.head.mlp_head_x.weight"]
+    assert torch.equal(saved, averaged.half())
+    loop.train_pose(replace(RECIPE, ema=0.0), data, tmp_path, "cpu")
+    assert torch.equal(*kept(tmp_path))
+
+
+def test_gradients_are_clipped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "GRADIENT_NORM", 0.0)
+    loop.train_pose(replace(RECIPE, weight_decay=0.0), data, tmp_path, "cpu")
+    saved = torch.load(tmp_path / "tiny" / "checkpoint.pt", weights_only=True)["module"]
+    torch.manual_seed(RECIPE.seed)
+    fresh = models.PoseModel.fresh(loop.card_of("tiny", RECIPE.architecture)).module()
+    assert all(torch.equal(saved[name], value) for name, value in fresh.named_parameters())
+
+
+def test_networks_run_in_mixed_precision_and_losses_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Linear(64, 8)
+    crops = torch.rand(4, 64)
+    monkeypatch.setattr(loop, "mixed_precision", lambda kind: torch.autocast(kind, torch.bfloat16))
+    raw = loop.forward(network, crops)
+    assert raw.dtype == torch.float32
+    assert torch.equal(raw, raw.bfloat16().float())
+    assert not torch.equal(raw, network(crops))
+
+
 # ---------------------------------------------------------------------------------- several devices
 
 #: Without batch norm, whose statistics are each process's own.
@@ -217,6 +260,18 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
 def test_a_device_that_fails_is_one_clear_error() -> None:
     with pytest.raises(TrainingError, match=r"^device 0: ValueError: invalid literal.*'many'$"):
         engine.launch(int, 1, "many")
+
+
+def test_synchronised_batch_norm_changes_no_weight_and_no_answer() -> None:
+    model = models.PoseModel.fresh(loop.card_of("tiny", RECIPE.architecture)).eval()
+    crops = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        x, y = model.network(crops)
+        synchronised = loop.convert_sync_batchnorm(copy.deepcopy(model.network))  # type: ignore[no-untyped-call]
+        assert synchronised.state_dict().keys() == model.network.state_dict().keys()
+        assert any(isinstance(part, nn.SyncBatchNorm) for part in synchronised.modules())
+        for found, expected in zip(synchronised(crops), (x, y), strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(data: Path, tmp_path: Path) -> None:
@@ -246,15 +301,13 @@ def test_every_epoch_has_its_line_curve_and_picture(
 
 
 def test_a_training_says_early_how_much_it_will_be(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "checkpoint.pt").touch()
-    with pytest.raises(TrainingError, match="damaged"):
+    before_step(0, 1)(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
         loop.train_pose(RECIPE, data, tmp_path, "cpu")
-    assert (
-        "12 people, 2 epochs of 3 steps of 4, 6 steps in all, on 1 x cpu" in capsys.readouterr().out
-    )
+    told = capsys.readouterr().out
+    assert "12 people, 2 epochs of 3 steps of 4, 6 steps in all, on 1 x cpu" in told
 
 
 GREEN, RED, YELLOW = (80, 255, 80), (255, 60, 60), (255, 220, 0)
