@@ -213,6 +213,27 @@ class HeatmapHead(nn.Module):
         return cast(Tensor, self.final_layer(features))
 
 
+class TokenHeatmapHead(nn.Module):
+    """A vector for each joint to its map (TokenPose, section 3.3): `(N, K, D) -> (N, K, h, w)`.
+
+    Large maps are drawn by way of a hidden layer an eighth of their size, as released.
+    """
+
+    def __init__(self, width: int, heatmap_size: tuple[int, int]) -> None:
+        super().__init__()
+        pixels = heatmap_size[0] * heatmap_size[1]
+        layers: list[nn.Module] = [nn.LayerNorm(width)]
+        if 2 * width <= pixels // 8:
+            layers += [nn.Linear(width, pixels // 8), nn.LayerNorm(pixels // 8)]
+            width = pixels // 8
+        self.mlp_head = nn.Sequential(*layers, nn.Linear(width, pixels))
+        self.heatmap_size = heatmap_size
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """See the class."""
+        return cast(Tensor, self.mlp_head(tokens).unflatten(-1, self.heatmap_size[::-1]))
+
+
 @dataclass(frozen=True)
 class Heatmap:
     """The heatmap representation of one pose network.
@@ -241,6 +262,11 @@ class Heatmap:
     def head(self, channels: int, joints: int) -> HeatmapHead:
         """A fresh head for features of that many channels."""
         return HeatmapHead(channels, joints)
+
+    def token_head(self, width: int) -> TokenHeatmapHead:
+        """A fresh head for a vector of that width for each joint."""
+        columns, rows = (size // self.stride for size in self.input_size)
+        return TokenHeatmapHead(width, (columns, rows))
 
     def loss(self, raw: Tensor, keypoints: Tensor, labelled: Tensor) -> Tensor:
         """The training loss of heatmaps `(N, K, h, w)` for keypoints in input pixels."""

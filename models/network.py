@@ -1,14 +1,20 @@
-"""A pose network: a timm backbone, where asked for a pyramid, and a representation's head."""
+"""A pose network: a backbone, where asked for a neck, and a representation's head."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
-import timm
 from torch import Tensor, nn
 
-from models.backbones import Pyramid
+from models.backbones import (
+    Deconvolution,
+    DeconvolutionSize,
+    JointTokens,
+    Pyramid,
+    TokenSize,
+    build_backbone,
+)
 from models.heatmap import Heatmap
 from models.pct import PCT, MixerSize
 from models.simcc import SimCC
@@ -39,6 +45,14 @@ class Representation(Protocol):
         """`(N, K, 3)`: x, y in input pixels and a score in [0, 1]."""
 
 
+@runtime_checkable
+class TokenRepresentation(Protocol):
+    """A representation that can also be read off a vector for each joint, as TokenPose makes."""
+
+    def token_head(self, width: int) -> nn.Module:
+        """A fresh head for `(N, K, width)`."""
+
+
 class ArchitectureError(ValueError):
     """An architecture that cannot be built: the message says which field and why."""
 
@@ -49,11 +63,13 @@ class Architecture:
 
     Args:
         representation: one of REPRESENTATIONS.
-        backbone: a timm model's name.
+        backbone: a timm model's name, or one of `models.backbones`.
         input_size: width and height in pixels.
-        pyramid: the pyramid's channels; 0 for heads that read the backbone's last features.
+        pyramid: the channels of a pyramid between backbone and head; 0 for none.
         options: the representation's own arguments.
         joints: the joints' names, in the order of the network's outputs.
+        deconvolution: SimpleBaselines' transposed convolutions between backbone and head.
+        tokens: TokenPose's transformer between backbone and head.
     """
 
     representation: str
@@ -62,19 +78,31 @@ class Architecture:
     pyramid: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     joints: tuple[str, ...] = COCO.names
+    deconvolution: DeconvolutionSize | None = None
+    tokens: TokenSize | None = None
 
     @classmethod
     def parse(cls, table: dict[str, Any]) -> Architecture:
         """An architecture from a TOML or JSON table.
 
         Raises:
-            ArchitectureError: a field is missing or unknown.
+            ArchitectureError: a field is missing or unknown, or there are several necks.
         """
+        table = dict(table)
         try:
-            size, joints = tuple(table["input_size"]), tuple(table.get("joints", COCO.names))
-            return cls(**{**table, "input_size": size, "joints": joints})
+            table["input_size"] = tuple(table["input_size"])
+            table["joints"] = tuple(table.get("joints", COCO.names))
+            for name, size in (("deconvolution", DeconvolutionSize), ("tokens", TokenSize)):
+                # TOML has no null: false takes away what an extended recipe had.
+                table[name] = size(**table[name]) if table.get(name) else None
+            parsed = cls(**table)
         except (KeyError, TypeError) as error:
             raise ArchitectureError(f"not an architecture: {error}; got {table}") from error
+        if sum(map(bool, (parsed.pyramid, parsed.deconvolution, parsed.tokens))) > 1:
+            raise ArchitectureError(
+                "not an architecture: pyramid, deconvolution and tokens exclude each other"
+            )
+        return parsed
 
     def table(self) -> dict[str, Any]:
         """The table that `parse` reads."""
@@ -125,32 +153,49 @@ class Network(nn.Module):
         representation: whose head it gets.
 
     Raises:
-        ArchitectureError: timm does not know the backbone, or it lacks features of that stride.
+        ArchitectureError: the backbone is unknown, or it lacks features of the stride that is
+            wanted, or the representation cannot read joint tokens.
     """
 
     def __init__(self, architecture: Architecture, representation: Representation) -> None:
         super().__init__()
+        size, stride = architecture.input_size, representation.feature_stride
         try:
-            self.backbone = timm.create_model(architecture.backbone, features_only=True)
+            self.backbone, channels = build_backbone(architecture.backbone, size)
         except RuntimeError as error:
             raise ArchitectureError(f"backbone: {error}") from error
-        info: Any = self.backbone.feature_info
-        channels = dict(zip(info.reduction(), info.channels(), strict=True))
-        stride = representation.feature_stride
-        if stride not in channels:
-            raise ArchitectureError(
-                f"{architecture.backbone} has features of stride {sorted(channels)}, not {stride}"
-            )
         self.strides = tuple(channels)
-        self.pyramid = (
-            Pyramid(channels, architecture.pyramid, stride) if architecture.pyramid else None
-        )
-        self.stride = stride
-        joints = architecture.skeleton.joints
-        self.head = representation.head(architecture.pyramid or channels[stride], joints)
+        self.stride = stride * (Deconvolution.SCALE if architecture.deconvolution else 1)
+        if self.stride not in channels:
+            raise ArchitectureError(
+                f"{architecture.backbone} has features of stride {sorted(channels)}, "
+                f"not {self.stride}"
+            )
+        width, joints = channels[self.stride], architecture.skeleton.joints
+        self.pyramid = self.deconvolution = self.tokens = None
+        if architecture.pyramid:
+            width = architecture.pyramid
+            self.pyramid = Pyramid(channels, width, stride)
+        elif architecture.deconvolution is not None:
+            self.deconvolution = Deconvolution(width, architecture.deconvolution)
+            width = architecture.deconvolution.width
+        elif architecture.tokens is not None:
+            if not isinstance(representation, TokenRepresentation):
+                raise ArchitectureError(f"{architecture.representation} cannot read joint tokens")
+            features = (size[0] // stride, size[1] // stride)
+            try:
+                self.tokens = JointTokens(width, joints, features, architecture.tokens)
+            except ValueError as error:
+                raise ArchitectureError(f"tokens: {error}") from error
+            self.head = representation.token_head(architecture.tokens.width)
+            return
+        self.head = representation.head(width, joints)
 
     def forward(self, crops: Tensor) -> Raw:
         """`(N, 3, H, W)` to the representation's raw output."""
         features = dict(zip(self.strides, self.backbone(crops), strict=True))
         chosen = features[self.stride] if self.pyramid is None else self.pyramid(features)
+        for neck in (self.deconvolution, self.tokens):
+            if neck is not None:
+                chosen = neck(chosen)
         return cast(Raw, self.head(chosen))

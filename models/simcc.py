@@ -195,6 +195,21 @@ class SimCCHead(nn.Module):
         return self.mlp_head_x(flat), self.mlp_head_y(flat)
 
 
+class TokenSimCCHead(nn.Module):
+    """A vector for each joint to its two vectors of logits, as SimCC reads TokenPose."""
+
+    def __init__(self, width: int, bins: tuple[int, int]) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp_head_x = nn.Linear(width, bins[0])
+        self.mlp_head_y = nn.Linear(width, bins[1])
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N, K, D)` to logits `(N, K, W * k)` and `(N, K, H * k)`."""
+        tokens = self.norm(tokens)
+        return self.mlp_head_x(tokens), self.mlp_head_y(tokens)
+
+
 @dataclass(frozen=True)
 class SimCC:
     """The SimCC representation of one pose network.
@@ -224,6 +239,10 @@ class SimCC:
         """A fresh head for features of that many channels."""
         width, height = (size // self.feature_stride for size in self.input_size)
         return SimCCHead(channels, joints, (width, height), self.bins, self.maps)
+
+    def token_head(self, width: int) -> TokenSimCCHead:
+        """A fresh head for a vector of that width for each joint."""
+        return TokenSimCCHead(width, self.bins)
 
     def loss(self, raw: tuple[Tensor, Tensor], keypoints: Tensor, labelled: Tensor) -> Tensor:
         """The training loss of the two axes' logits for keypoints in input pixels."""
