@@ -1,4 +1,11 @@
-"""Recipes: everything that decides a training, as a small TOML file, checked before it starts."""
+"""Recipes: everything that decides a training, as a small TOML file, checked before it starts.
+
+A recipe says what it changes of another: `extends = "NAME"` takes over that one's keys, table by
+table, and the recipe's own go on top; only the sets of `train` are taken over all together or not
+at all. What several recipes may change alike is a variant: the table `variants.NAME` holds such
+changes under a name, and `RECIPE@NAME@NAME` lays them on the recipe, in that order. Variants are
+taken over with the rest.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +72,7 @@ class PoseRecipe:
         weight_decay: the optimizer's.
         ema: how much of the averaged weights survives a step.
         seed: of everything random.
-        start: a pose model whose backbone, pyramid and maps the training starts from.
+        start: a pose model whose backbone, neck and maps the training starts from.
         tokenizer: PCT's: the recipe whose result the tokenizer comes from.
         augmentation: how samples are varied.
         validate_every: epochs between two validations.
@@ -151,23 +158,37 @@ _KINDS: dict[str, type[PoseRecipe | TokenizerRecipe | DetectorRecipe]] = {
 
 
 def names() -> list[str]:
-    """The recipes that come with posemux."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    """The recipes that come with posemux, without their variants."""
+    return sorted(path.stem for path in FOLDER.rglob("*.toml"))
+
+
+def variants(recipe: str) -> list[str]:
+    """The variants that may follow a recipe's name, each after an `@`.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    return list(_table(_locate(recipe, Path())).get("variants", {}))
 
 
 def read(recipe: str) -> Recipe:
-    """A recipe by its name, or from a TOML file.
+    """A recipe by its name, or from a TOML file; either may be followed by variants.
 
     Raises:
-        RecipeError: there is no such recipe, or a key is missing or unknown.
+        RecipeError: there is no such recipe or variant, or a key is missing or unknown.
     """
-    path = Path(recipe) if recipe.endswith(".toml") else FOLDER / f"{recipe}.toml"
-    if not path.is_file():
-        raise RecipeError(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(names())}")
-    try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+    name, *chosen = recipe.split("@")
+    path = _locate(name, Path())
+    table = _table(path)
+    known = table.pop("variants", {})
+    for variant in chosen:
+        if not isinstance(known, dict) or not isinstance(known.get(variant), dict):
+            raise RecipeError(
+                f"{path} has no variant {variant!r}; known are {', '.join(known) or 'none'}"
+            )
+        table = _laid_on(table, known[variant])
+    if chosen:
+        table["name"] = "@".join((str(table.get("name")), *chosen))
     kind = table.pop("kind", None)
     if kind not in _KINDS:
         raise RecipeError(f"{path}: kind must be one of {', '.join(_KINDS)}, not {kind!r}")
@@ -183,6 +204,43 @@ def read(recipe: str) -> Recipe:
     except ArchitectureError as error:
         raise RecipeError(f"{path}: {error}") from error
     return _build(_KINDS[kind], table, path)
+
+
+def _locate(recipe: str, folder: Path) -> Path:
+    """The file of a recipe: one that comes with posemux by its name, another by its path."""
+    if recipe.endswith(".toml"):
+        path: Path | None = folder / recipe
+    else:
+        path = next((file for file in FOLDER.rglob("*.toml") if file.stem == recipe), None)
+    if path is None or not path.is_file():
+        raise RecipeError(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(names())}")
+    return path
+
+
+def _table(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's table, laid on that of the recipe that it extends."""
+    if path in above:
+        raise RecipeError(f"{path}: extends itself")
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: extends must be the name or the file of a recipe, not {base!r}")
+    return _laid_on(_table(_locate(base, path.parent), (*above, path)), table)
+
+
+def _laid_on(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both tables' keys; tables in both are laid on each other, of all else the upper one stays."""
+    both = {
+        key: _laid_on(below[key], value)
+        for key, value in above.items()
+        if key != "train" and isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **both}
 
 
 def _build(kind: type[T], table: dict[str, Any], path: Path) -> T:

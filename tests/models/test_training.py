@@ -23,14 +23,6 @@ architecture = { representation = 'simcc', backbone = 'regnetx_002', input_size 
 """
 
 
-@pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_is_valid_and_builds(name: str) -> None:
-    recipe = recipes.read(name)
-    assert recipe.name == name
-    if not isinstance(recipe, recipes.DetectorRecipe):
-        models.PoseModel.fresh(loop.card_of(name, recipe.architecture))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
