@@ -1,0 +1,193 @@
+"""Every recipe that comes with posemux builds and learns; recipes extend and vary each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import pct
+from models.pose_model import PoseModel
+from models.training import loop, recipes
+from models.training.recipes import (
+    DetectorRecipe,
+    PoseRecipe,
+    RecipeError,
+    Stage,
+    TokenizerRecipe,
+)
+
+
+def fresh(recipe: PoseRecipe | TokenizerRecipe, device: str) -> PoseModel:
+    with torch.device(device):
+        model = PoseModel.fresh(loop.card_of(recipe.name, recipe.architecture))
+    model.module().requires_grad_(False)
+    return model
+
+
+def loss_of(recipe: PoseRecipe | TokenizerRecipe, model: PoseModel, device: str) -> Tensor:
+    """The recipe's own loss for two random people; what it trains asks for gradients."""
+    with torch.device(device):
+        width, height = model.input_size
+        keypoints = torch.rand(2, 17, 2) * torch.tensor([width, height])
+        labelled = torch.ones(2, 17)
+        if isinstance(recipe, TokenizerRecipe):
+            assert isinstance(model.representation, pct.PCT)
+            tokenizer = model.representation.tokenizer.requires_grad_()
+            # A hidden joint, or the vector that stands for one would not be asked for.
+            kept = labelled * (torch.arange(17) > 0)
+            return pct.tokenizer_loss(tokenizer(keypoints, kept), keypoints, labelled)
+        frozen = all(stage.frozen for stage in recipe.stages)
+        (model.network.head if frozen else model.network).requires_grad_()
+        raw = model.network(torch.randn(2, 3, height, width))
+        return model.representation.loss(raw, keypoints, labelled)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_is_valid_and_its_gradient_reaches_all_that_it_trains(name: str) -> None:
+    recipe = recipes.read(name)
+    assert recipe.name == name
+    for variant in recipes.variants(name):
+        assert recipes.read(f"{name}@{variant}").name == f"{name}@{variant}"
+    if isinstance(recipe, DetectorRecipe):
+        return
+    # Shapes and the graph, not numbers: the largest network has 690 million weights.
+    model = fresh(recipe, "meta")
+    loss_of(recipe, model, "meta").backward()  # type: ignore[no-untyped-call]
+    trained = {
+        key: weight for key, weight in model.module().named_parameters() if weight.requires_grad
+    }
+    assert trained
+    assert [key for key, weight in trained.items() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "simba-res50-heatmap@64x64",
+        "simba-res50-heatmap@dark@64x64",
+        "res50-simcc-upfree@64x64",
+        "res50-simcc-upfree@equal@64x64",
+        "res50-simcc-upfree@laplace@64x64@k1.5",
+        "res50-simcc-upfree@unsmoothed@64x64@k1",
+        "hrnet-w32-simcc@64x64",
+        "tokenpose-s-v1-heatmap@64x64",
+        "tokenpose-s-v1-simcc@64x64",
+        "pct-swin-base-tokenizer",
+    ],
+)
+def test_losses_and_gradients_are_finite(name: str) -> None:
+    recipe = recipes.read(name)
+    assert isinstance(recipe, PoseRecipe | TokenizerRecipe)
+    torch.manual_seed(0)
+    if isinstance(recipe, TokenizerRecipe):
+        # Of the PCT network only the tokenizer: the rest would take a second to fill.
+        with torch.device("meta"):
+            model = PoseModel.fresh(loop.card_of(recipe.name, recipe.architecture))
+        assert isinstance(model.representation, pct.PCT)
+        model.representation.tokenizer = pct.Tokenizer()
+    else:
+        model = fresh(recipe, "cpu")
+    loss = loss_of(recipe, model, "cpu")
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.isfinite()
+    assert loss > 0
+    gradients = [weight.grad for weight in model.module().parameters() if weight.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+BASE = """
+kind = "pose"
+name = "base"
+train = { dots = 1.0 }
+validate = "dots"
+
+[architecture]
+representation = "simcc"
+backbone = "regnetx_002"
+input_size = [64, 64]
+pyramid = 16
+options = { feature_stride = 8, k = 2.0 }
+
+[[stages]]
+epochs = 1
+learning_rate = 0.001
+
+[variants.fine.architecture.options]
+k = 3.0
+
+[variants.free.architecture]
+pyramid = false
+options = { feature_stride = 32 }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "base.toml").write_text(BASE)
+    return tmp_path
+
+
+def read(path: Path, variants: str = "") -> PoseRecipe:
+    recipe = recipes.read(f"{path}{variants}")
+    assert isinstance(recipe, PoseRecipe)
+    return recipe
+
+
+def test_variants_lie_on_the_recipe_in_their_order(folder: Path) -> None:
+    path = folder / "base.toml"
+    both = read(path, "@fine@free")
+    assert both.name == "base@fine@free"
+    assert both.architecture.options == {"feature_stride": 32, "k": 3.0}
+    assert not both.architecture.pyramid
+    assert read(path).architecture.options == {"feature_stride": 8, "k": 2.0}
+
+
+def test_a_recipe_changes_what_it_says_of_the_one_it_extends(folder: Path) -> None:
+    (folder / "child.toml").write_text(
+        "extends = 'base.toml'\nname = 'child'\nbatch = 8\n"
+        "[[stages]]\nepochs = 3\nlearning_rate = 0.01\nmilestones = [1, 2]\n"
+        "[variants.fine.architecture.options]\nspread = 3.0"
+    )
+    child = read(folder / "child.toml")
+    assert (child.name, child.batch, child.validate) == ("child", 8, "dots")
+    assert child.stages == (Stage(3, 0.01, milestones=(1, 2)),)
+    assert child.architecture == read(folder / "base.toml").architecture
+    fine = read(folder / "child.toml", "@fine").architecture.options
+    assert fine == {"feature_stride": 8, "k": 3.0, "spread": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind = 'pose'\nlearning_speed = 3", "unknown key"),
+        ("kind = 'sculpture'", "kind must be one of"),
+        ("kind = 'pose'\n[architecture]\nrepresentation = 'simcc'", "not an architecture"),
+        ("kind = ", "Invalid value"),
+        ("extends = 'base.toml'\noptimizer = 'sgd'", "optimizer must be one of adamw, adam"),
+        ("extends = 'nothing'", "no recipe 'nothing'"),
+        ("extends = 'wrong.toml'", "extends itself"),
+    ],
+)
+def test_a_wrong_recipe_is_one_clear_error(folder: Path, text: str, message: str) -> None:
+    (folder / "wrong.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        recipes.read(str(folder / "wrong.toml"))
+
+
+def test_an_unknown_recipe_or_variant_names_the_known(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="simcc-small"):
+        recipes.read("simcc-huge")
+    with pytest.raises(RecipeError, match="no variant 'coarse'; known are fine, free"):
+        read(folder / "base.toml", "@coarse")
+    with pytest.raises(RecipeError, match="no variant '64x64'; known are none"):
+        recipes.read("dark-small@64x64")
+
+
+def test_the_rate_falls_at_milestones() -> None:
+    rates = [loop.schedule(step, 1000, falls=(600, 800)) for step in (50, 100, 600, 601, 801)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.1, 0.01])
+    assert loop.schedule(1000, 1000) == pytest.approx(loop.FINAL_SHARE)
