@@ -267,13 +267,16 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _list_models(_: argparse.Namespace) -> int:
-    rows = [("name", "representation", "backbone", "input", "AP", "weights", "licence")]
+    titles = ("name", "representation", "backbone", "input", "params", "GMACs", "AP")
+    rows = [(*titles, "weights", "licence")]
     for name in models.names():
         card = models.card(name)
         state = {True: "present", False: "DAMAGED", None: "absent"}[catalogue.verify(card)]
         size = "x".join(str(side) for side in card.input_size)
         average = f"{card.measured['AP']:.3f}" if "AP" in card.measured else "-"
-        rows.append((name, card.representation, card.backbone, size, average, state, card.licence))
+        cost = catalogue.complexity_of(name)
+        figures = (f"{cost.parameters / 1e6:.2f}M", f"{cost.gmacs:.2f}", average)
+        rows.append((name, card.representation, card.backbone, size, *figures, state, card.licence))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print(
@@ -359,7 +362,9 @@ def _parser() -> argparse.ArgumentParser:
 
     catalogued = commands.add_parser("models", help="the pose models that posemux knows")
     verbs = catalogued.add_subparsers(metavar="list")
-    verbs.add_parser("list", help="name, size, figures, licence, and whether the weights are here")
+    verbs.add_parser(
+        "list", help="name, size, cost, figures, licence, and whether the weights are here"
+    )
     catalogued.set_defaults(run=_list_models)
     return parser
 

@@ -133,6 +133,8 @@ class ModelCard(BaseModel):
     representation: Representation
     backbone: str
     input_size: tuple[int, int] = Field(description="Width and height of a crop in pixels.")
+    parameters: int = Field(description="Trained weights, those of decoding included.")
+    gmacs: float = Field(description="Thousand million multiply-adds for one crop.")
     padding: float = Field(description="How much larger than the box the crop is.")
     architecture: dict[str, Any]
     weights: str

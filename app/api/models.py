@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
+from fastapi.concurrency import run_in_threadpool
 
 import models
 from app.api import Service, service_of
@@ -13,6 +14,7 @@ from app.errors import InvalidParameterError, UnknownModelError
 from app.schemas import ModelCard, ModelsResponse
 from app.settings import Settings
 from models import Card
+from models.catalogue import complexity_of
 from models.coco import FLIP_PAIRS, JOINT_NAMES, SKELETON
 
 router = APIRouter(tags=["models"])
@@ -22,9 +24,13 @@ router = APIRouter(tags=["models"])
 async def list_models(service: Annotated[Service, Depends(service_of)]) -> ModelsResponse:
     """The cards of all pose models, which of them are loaded, and what their joints are."""
     loaded = service.settings.models
+    # The first time, counting what the networks cost takes a moment.
+    cards = await run_in_threadpool(
+        lambda: [_describe(models.card(name), name in loaded) for name in models.names()]
+    )
     return ModelsResponse(
         default=choose(service.settings, None, None).name,
-        models=[_describe(models.card(name), name in loaded) for name in models.names()],
+        models=cards,
         joint_names=list(JOINT_NAMES),
         skeleton=list(SKELETON),
         flip_pairs=list(FLIP_PAIRS),
@@ -62,6 +68,7 @@ def _loaded(cards: list[Card]) -> str:
 
 
 def _describe(card: Card, loaded: bool) -> ModelCard:
+    cost = complexity_of(card.name)
     return ModelCard.model_validate(
         {
             **asdict(card),
@@ -69,5 +76,7 @@ def _describe(card: Card, loaded: bool) -> ModelCard:
             "representation": card.representation,
             "backbone": card.backbone,
             "input_size": card.input_size,
+            "parameters": cost.parameters,
+            "gmacs": cost.gmacs,
         }
     )
