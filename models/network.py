@@ -96,7 +96,7 @@ class Architecture:
                 # TOML has no null: false takes away what an extended recipe had.
                 table[name] = size(**table[name]) if table.get(name) else None
             parsed = cls(**table)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ArchitectureError(f"not an architecture: {error}; got {table}") from error
         if sum(map(bool, (parsed.pyramid, parsed.deconvolution, parsed.tokens))) > 1:
             raise ArchitectureError(

@@ -10,6 +10,7 @@ freezes that tokenizer and learns to predict the M entries from a picture.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -355,7 +356,10 @@ class MapReader(nn.Module):
         """`(N, C, h, w)` to logits `(N, M, V)`, these in float32."""
         maps = self.final_layer(features).float()
         # A centre of mass in bfloat16 would be off by pixels, and the nearest entry another one.
-        with torch.autocast(maps.device.type, enabled=False):
+        kind = maps.device.type
+        # The meta device, on which costs are counted, knows no autocast to switch off.
+        known = torch.amp.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if known else nullcontext():
             return self._read(maps)
 
     def _read(self, maps: Tensor) -> Tensor:

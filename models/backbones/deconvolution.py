@@ -9,10 +9,18 @@ from torch import nn
 
 @dataclass(frozen=True)
 class DeconvolutionSize:
-    """Channels and kernel (2 or 4) of the transposed convolutions."""
+    """Channels and kernel of the transposed convolutions.
+
+    Raises:
+        ValueError: the kernel is neither 2 nor 4, with which alone they double the size exactly.
+    """
 
     width: int = 256
     kernel: int = 4
+
+    def __post_init__(self) -> None:
+        if self.kernel not in (2, 4):
+            raise ValueError(f"deconvolution.kernel must be 2 or 4, not {self.kernel!r}")
 
 
 class Deconvolution(nn.Sequential):

@@ -168,7 +168,8 @@ def variants(recipe: str) -> list[str]:
     Raises:
         RecipeError: there is no such recipe.
     """
-    return list(_table(_locate(recipe, Path())).get("variants", {}))
+    path = _locate(recipe, Path())
+    return list(_variants(_table(path), path))
 
 
 def read(recipe: str) -> Recipe:
@@ -180,9 +181,9 @@ def read(recipe: str) -> Recipe:
     name, *chosen = recipe.split("@")
     path = _locate(name, Path())
     table = _table(path)
-    known = table.pop("variants", {})
+    known = _variants(table, path)
     for variant in chosen:
-        if not isinstance(known, dict) or not isinstance(known.get(variant), dict):
+        if variant not in known:
             raise RecipeError(
                 f"{path} has no variant {variant!r}; known are {', '.join(known) or 'none'}"
             )
@@ -231,6 +232,14 @@ def _table(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise RecipeError(f"{path}: extends must be the name or the file of a recipe, not {base!r}")
     return _laid_on(_table(_locate(base, path.parent), (*above, path)), table)
+
+
+def _variants(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """The variants of a recipe's table, which are taken out of it."""
+    found = table.pop("variants", {})
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        raise RecipeError(f"{path}: variants must be a table of tables, not {found!r}")
+    return found
 
 
 def _laid_on(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

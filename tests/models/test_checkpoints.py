@@ -6,7 +6,6 @@ The weights are made up from the published key names by the procedure of the fix
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -16,12 +15,11 @@ import torch
 
 from models import pct
 from models.checkpoints import rename
-from models.network import Architecture
 from models.pose_model import PoseModel
-from models.training import recipes
 from models.training.loop import card_of
 
 from .conftest import SHARED, Golden
+from .recipes_support import read, without_weights
 
 KEYS = SHARED / "reference" / "keys"
 
@@ -46,21 +44,15 @@ def published_shapes(layout: str) -> dict[str, list[int]]:
     return dict(json.loads(path.read_text()))
 
 
-def architecture(recipe: str) -> Architecture:
-    read = recipes.read(recipe)
-    assert not isinstance(read, recipes.DetectorRecipe)
-    return read.architecture
-
-
 def generated(layout: str, recipe: str, procw: ModuleType) -> PoseModel:
     """A pose model by that recipe, with weights made up from a published layout's key names."""
-    model = PoseModel.fresh(card_of(layout, architecture(recipe)))
     weights = {
         key: torch.from_numpy(np.asarray(procw.proc(key, shape)))
         for key, shape in published_shapes(layout).items()
-        if not key.startswith("extra_backbone.") and not key.endswith(procw.SKIP)
     }
-    model.module().load_state_dict(rename(weights))
+    with torch.device("meta"):
+        model = PoseModel.fresh(card_of(layout, read(recipe).architecture))
+    model.module().load_state_dict(rename(weights), assign=True)
     return model.eval()
 
 
@@ -109,17 +101,12 @@ LAYOUTS = {
 }
 
 
-@lru_cache
-def our_shapes(recipe: str) -> dict[str, list[int]]:
-    with torch.device("meta"):
-        model = PoseModel.fresh(card_of(recipe, architecture(recipe)))
-    return {key: list(value.shape) for key, value in model.module().state_dict().items()}
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_published_layout_fits_key_for_key(layout: str) -> None:
+    state = without_weights(LAYOUTS[layout]).module().state_dict()
+    ours = {key: list(value.shape) for key, value in state.items()}
     published: dict[str, Any] = dict(published_shapes(layout))
-    assert rename(published) == our_shapes(LAYOUTS[layout])
+    assert rename(published) == ours
 
 
 @pytest.mark.parametrize(
@@ -165,7 +152,7 @@ def test_swin_features_agree_with_the_authors(golden: Golden, procw: ModuleType)
         if key.startswith("backbone.") and not key.endswith(procw.SKIP)
     }
     weights = {key: torch.from_numpy(procw.proc(key, shape)) for key, shape in layout.items()}
-    model = PoseModel.fresh(card_of("swin", architecture("swin-base-heatmap"))).eval()
+    model = PoseModel.fresh(card_of("swin", read("swin-base-heatmap").architecture)).eval()
     model.network.load_state_dict(
         {key.removeprefix("network."): value for key, value in rename(weights).items()},
         strict=False,
@@ -196,7 +183,7 @@ def test_the_papers_classifier_agrees_with_the_authors(golden: Golden, procw: Mo
 
 
 def options(recipe: str) -> dict[str, Any]:
-    table = architecture(recipe).options
+    table = read(recipe).architecture.options
     return {
         name: pct.MixerSize(**value) if isinstance(value, dict) else value
         for name, value in table.items()

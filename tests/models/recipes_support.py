@@ -1,0 +1,26 @@
+"""The networks of recipes, built once for all tests."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from models.pose_model import PoseModel
+from models.training import recipes
+from models.training.loop import card_of
+from models.training.recipes import DetectorRecipe, PoseRecipe, TokenizerRecipe
+
+
+def read(name: str) -> PoseRecipe | TokenizerRecipe:
+    """A recipe that has a pose network."""
+    recipe = recipes.read(name)
+    assert not isinstance(recipe, DetectorRecipe)
+    return recipe
+
+
+@lru_cache
+def without_weights(name: str) -> PoseModel:
+    """A recipe's pose model on the meta device: keys, shapes and graph without numbers."""
+    with torch.device("meta"):
+        return PoseModel.fresh(card_of(name, read(name).architecture))
