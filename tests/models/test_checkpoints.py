@@ -86,7 +86,9 @@ LAYOUTS = {
     "simdr_official__coco_nmt_res50_256x192_deconv3_split2": "simba-res50-simcc@equal",
     "simdr_official__coco_nmt_res50_384x288_deconv3": "simba-res50-simcc@equal@384x288",
     "simdr_official__sa_coco_res50_384x288_deconv3_split2_sigma6": "simba-res50-simcc@384x288",
-    "simdr_official__coco_nmt_res101_256x192_split_2_ls4e1_deconv3": "simba-res101-simcc@equal",
+    "simdr_official__coco_nmt_res101_256x192_split_2_ls4e1_deconv3": (
+        "simba-res101-simcc@equal@ls0.4"
+    ),
     "simdr_official__coco_norm_nmt_res101_384x288_split_2_ls1e1_deconv3": (
         "simba-res101-simcc@equal@384x288"
     ),

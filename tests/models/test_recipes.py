@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models import pct
+from models.complexity import complexity
 from models.pose_model import PoseModel
 from models.training import engine, loop, recipes
 from models.training.recipes import (
@@ -206,3 +207,27 @@ def test_the_rate_falls_at_milestones() -> None:
     rates = [engine.schedule(step, 1000, falls=(600, 800)) for step in (50, 100, 600, 601, 801)]
     assert rates == pytest.approx([0.5, 1, 1, 0.1, 0.01])
     assert engine.schedule(1000, 1000) == pytest.approx(engine.FINAL_SHARE)
+
+
+def documented() -> dict[str, tuple[str, float, float]]:
+    """The rows of docs/recipes.md: input size, parameters and GMACs by recipe."""
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.endswith("` |")]
+    return {row[6].strip("`"): (row[2], float(row[3]), float(row[4])) for row in cells}
+
+
+def test_the_documented_recipes_are_those_that_there_are() -> None:
+    table = documented()
+    for name, (size, _, _) in table.items():
+        width, height = read(name).architecture.input_size
+        assert size == f"{height}x{width}", name
+    papers = {path.stem for path in (recipes.FOLDER / "papers").glob("*.toml")}
+    missing = papers - {name.partition("@")[0] for name in table}
+    assert {name for name in missing if not name.endswith("-tokenizer")} == set()
+
+
+@pytest.mark.parametrize("name", ["simba-res50-heatmap", "res50-simcc-upfree@equal"])
+def test_the_documented_costs_are_the_counted_ones(name: str) -> None:
+    _, parameters, gmacs = documented()[name]
+    found = complexity(loop.card_of(name, read(name).architecture))
+    assert (round(found.parameters / 1e6, 1), round(found.gmacs, 2)) == (parameters, gmacs)
