@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
 from models.pose_model import PoseModel
+from models.skeletons import MPII
 from models.training import recipes
 from models.training.loop import card_of
 from models.training.recipes import DetectorRecipe, PoseRecipe, TokenizerRecipe
@@ -22,5 +24,9 @@ def read(name: str) -> PoseRecipe | TokenizerRecipe:
 @lru_cache
 def without_weights(name: str) -> PoseModel:
     """A recipe's pose model on the meta device: keys, shapes and graph without numbers."""
+    architecture = read(name).architecture
+    if "@mpii" in name:
+        # As training does when it sees the set.
+        architecture = replace(architecture, joints=MPII.names)
     with torch.device("meta"):
-        return PoseModel.fresh(card_of(name, read(name).architecture))
+        return PoseModel.fresh(card_of(name, architecture))

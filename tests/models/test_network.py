@@ -12,6 +12,8 @@ from models.backbones.tokenpose import sine_positions
 from models.network import Architecture, ArchitectureError, Network, build_representation
 from models.training import recipes
 
+from .recipes_support import without_weights
+
 SIZES = {
     "64x64": (64, 64),
     "128x128": (128, 128),
@@ -62,6 +64,17 @@ def test_every_system_works_at_every_input_size(recipe: str, sizes: Iterable[str
             assert raw.shape == (2, 34, 2048)
         else:
             assert raw.shape == (2, 17, height // 4, width // 4)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["simba-res50-simcc@mpii", "tokenpose-s-v1-heatmap@mpii", "pct-swin-base@mpii"]
+)
+def test_a_network_has_the_joints_of_its_set(recipe: str) -> None:
+    model = without_weights(recipe)
+    assert model.input_size == (256, 256)
+    with torch.device("meta"):
+        decoded = model.representation.decode(model.network(torch.empty(2, 3, 256, 256)))
+    assert decoded.shape == (2, 16, 3)
 
 
 TABLE = {"representation": "dark", "backbone": "regnetx_002", "input_size": [64, 64]}

@@ -64,6 +64,18 @@ def test_training_makes_weights_that_load(data: Path, tmp_path: Path) -> None:
     assert "AP50" in lines[1]
 
 
+def test_the_optimizer_and_the_milestones_are_the_recipes(data: Path, tmp_path: Path) -> None:
+    stepped = Stage(2, 0.001, milestones=(1,))
+    adam = replace(RECIPE, optimizer="adam", weight_decay=0.0, stages=(stepped,))
+    path = loop.train_pose(adam, data, tmp_path, "cpu")
+    saved = torch.load(path.with_name("checkpoint.pt"), weights_only=True)["optimizer"]
+    [group] = saved["param_groups"]
+    assert group["lr"] == pytest.approx(0.0001)
+    assert group["weight_decay"] == 0
+    # Only AdamW takes the decay off the weights themselves.
+    assert not group["decoupled_weight_decay"]
+
+
 def test_a_folder_belongs_to_one_recipe(data: Path, tmp_path: Path) -> None:
     loop.train_pose(replace(RECIPE, stages=(Stage(1, 0.001),)), data, tmp_path, "cpu")
     with pytest.raises(RecipeError, match="another recipe"):
