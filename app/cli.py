@@ -342,7 +342,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     train = commands.add_parser("train", help="train by a recipe; goes on where it was interrupted")
-    train.add_argument("recipe", help=f"a TOML file or one of {', '.join(recipes.names())}")
+    train.add_argument(
+        "recipe",
+        help=f"a TOML file or one of {', '.join(recipes.names())}; its variants may follow, "
+        "each after an @",
+    )
     train.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     train.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where trainings live (runs)"
