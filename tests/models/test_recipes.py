@@ -22,15 +22,6 @@ from models.training.recipes import (
 
 from .recipes_support import read, without_weights
 
-#: A recipe that lacks nothing but its stages.
-WHOLE = """
-kind = 'pose'
-name = 'whole'
-train = { dots = 1 }
-validate = 'dots'
-architecture = { representation = 'simcc', backbone = 'regnetx_002', input_size = [64, 64] }
-"""
-
 
 def loss_of(recipe: PoseRecipe | TokenizerRecipe, model: PoseModel, device: str) -> Tensor:
     """The recipe's own loss for two random people; what it trains asks for gradients."""
@@ -187,19 +178,6 @@ def test_a_recipe_changes_what_it_says_of_the_one_it_extends(folder: Path) -> No
         ("kind = 'sculpture'", "kind must be one of"),
         ("kind = 'pose'\n[architecture]\nrepresentation = 'simcc'", "not an architecture"),
         ("kind = ", "Invalid value"),
-        (
-            f"{WHOLE}\nstages = [{{epochs = 1, learning_rate = 1}}]\nbatch = 'many'",
-            "batch: .*valid integer.*'many'",
-        ),
-        (
-            f"{WHOLE}\nstages = [{{epochs = 1, learning_rate = 1}}]\nvalidate_every = 0",
-            "validate_every: .*greater than 0",
-        ),
-        (f"{WHOLE}\nstages = [{{epochs = 1}}]", "learning_rate: Field required"),
-        (f"{WHOLE}\nstages = [{{epochs = 1, speed = 1}}]", "unknown key 'speed'; known are epochs"),
-        (f"{WHOLE}\nstages = 3", "stages: .*valid tuple"),
-        (f"{WHOLE}\naugmentation = {{colour = 'x'}}", "colour: .*valid number"),
-        (f"{WHOLE}\naugmentation = 3", "augmentation must be a table"),
         (
             "extends = 'base.toml'\noptimizer = 'sgd'",
             "optimizer: Input should be 'adamw' or 'adam'",
