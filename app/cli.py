@@ -1,4 +1,4 @@
-"""The command line: `posemux serve | predict | evaluate | train | models`."""
+"""The command line: `posemux serve | predict | evaluate | calibrate | train | models`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import models
 from app import images, render
+from app.calibrate import calibrate_models, describe
 from app.detector import train_detector
 from app.errors import PosemuxError
 from app.metrics import Metrics
@@ -29,6 +30,7 @@ from app.pipeline import Options, Pipeline, Poses
 from app.schemas import coco_results
 from app.settings import Settings
 from models import catalogue
+from models.calibration import draw_reliability
 from models.coco import JOINT_NAMES
 from models.evaluation import KEYPOINT_FIGURES, coco_figures
 from models.training import recipes
@@ -244,6 +246,17 @@ def _table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def _calibrate(options: argparse.Namespace) -> int:
+    settings = Settings()
+    names = _models(options, settings.models)
+    pictures = Pictures(*options.images)
+    reports = calibrate_models(options.annotations, pictures, names, settings)
+    if options.figure is not None:
+        draw_reliability({name: report.curve for name, report in reports.items()}, options.figure)
+    print(describe(reports))
+    return 0
+
+
 def _train(options: argparse.Namespace) -> int:
     recipe = recipes.read(options.recipe)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -329,6 +342,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="figures as JSON")
     evaluate.set_defaults(run=_evaluate)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="fit what scores are worth on half of some pictures, report on the other"
+    )
+    calibrate.add_argument("--annotations", type=Path, required=True, metavar="COCO.json")
+    calibrate.add_argument(
+        "--images", type=Path, nargs="+", required=True, help="a folder, or tar files, of pictures"
+    )
+    _choose_model(calibrate)
+    calibrate.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw the reliability diagram (.svg, .png)"
+    )
+    calibrate.set_defaults(run=_calibrate)
 
     train = commands.add_parser("train", help="train by a recipe; goes on where it was interrupted")
     train.add_argument("recipe", help=f"a TOML file or one of {', '.join(recipes.names())}")

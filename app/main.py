@@ -40,8 +40,13 @@ writes a pose down: SimCC, heatmap with DARK decoding, or PCT tokens. Errors are
 """
 
 
-def build_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
+def build_pipeline(settings: Settings, metrics: Metrics, calibrated: bool = True) -> Pipeline:
     """The detector and the pose models of the settings, on their device.
+
+    Args:
+        settings: which models, where.
+        metrics: where the pipeline counts.
+        calibrated: whether scores are calibrated, where the models' cards tell how.
 
     Raises:
         ValueError: the device is not there, or weights are missing or damaged.
@@ -50,6 +55,8 @@ def build_pipeline(settings: Settings, metrics: Metrics) -> Pipeline:
     weights = settings.detector_weights or _DETECTOR_WEIGHTS
     detector = YoloDetector.load(weights, device, settings.detector_size)
     pose_models = {name: models.load(name, device=device) for name in settings.models}
+    if not calibrated:
+        pose_models = {name: model.uncalibrated() for name, model in pose_models.items()}
     return Pipeline(detector, pose_models, device, settings.max_batch_people, metrics)
 
 

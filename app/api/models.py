@@ -69,5 +69,6 @@ def _describe(card: Card, loaded: bool) -> ModelCard:
             "representation": card.representation,
             "backbone": card.backbone,
             "input_size": card.input_size,
+            "scores": card.scores,
         }
     )
