@@ -407,7 +407,7 @@ def draw_reliability(curves: dict[str, Reliability], path: Path) -> None:
             seen: npt.NDArray[np.bool_] = curve.counts.numpy() > 0
             upper.plot([0, 1], [0, 1], color="grey", linestyle=":")
             upper.plot(curve.scores.numpy()[seen], curve.right.numpy()[seen], marker="o")
-            upper.set(title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal")
+            upper.set(title=name, xlim=(0, 1), ylim=(0, 1))
             lower.bar(edges, curve.counts.numpy(), width=1 / BINS, align="edge", edgecolor="white")
             lower.set_xlabel("score")
         panels[0, 0].set_ylabel("share of right joints")
