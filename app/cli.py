@@ -1,4 +1,4 @@
-"""The command line: `posemux serve | predict | evaluate | train | models`."""
+"""The command line: `posemux serve | predict | evaluate | calibrate | train | models`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import models
 from app import images, render
+from app.calibrate import calibrate_models, describe
 from app.detector import train_detector
 from app.errors import PosemuxError
 from app.evaluate import Evaluation, UsageError, evaluate_detector, evaluate_poses, table
@@ -25,8 +26,10 @@ from app.pipeline import Options, Pipeline, Poses
 from app.schemas import coco_results
 from app.settings import Settings
 from models import catalogue
+from models.calibration import draw_reliability
 from models.coco import JOINT_NAMES
 from models.training import recipes
+from models.training.datasets import Pictures
 from models.training.loop import train_pose, train_tokenizer
 
 
@@ -126,6 +129,17 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         report = evaluate_poses(asked, _models(options, settings.models), settings)
     print(json.dumps(report) if options.json else table(report))
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    settings = Settings()
+    names = _models(options, settings.models)
+    pictures = Pictures(*options.images)
+    reports = calibrate_models(options.annotations, pictures, names, settings)
+    if options.figure is not None:
+        draw_reliability({name: report.curve for name, report in reports.items()}, options.figure)
+    print(describe(reports))
     return 0
 
 
@@ -230,6 +244,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="all that was measured, as JSON")
     evaluate.set_defaults(run=_evaluate)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="fit what scores are worth on half of some pictures, report on the other"
+    )
+    calibrate.add_argument("--annotations", type=Path, required=True, metavar="COCO.json")
+    calibrate.add_argument(
+        "--images", type=Path, nargs="+", required=True, help="a folder, or tar files, of pictures"
+    )
+    _choose_model(calibrate)
+    calibrate.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw the reliability diagram (.svg, .png)"
+    )
+    calibrate.set_defaults(run=_calibrate)
 
     train = commands.add_parser("train", help="train by a recipe; goes on where it was interrupted")
     train.add_argument(

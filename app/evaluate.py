@@ -81,7 +81,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class _People:
+class GivenPeople:
     """The people of one picture that poses are asked for."""
 
     boxes: npt.NDArray[np.float32]
@@ -91,14 +91,17 @@ class _People:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
     """What is asked about every picture, whoever answers."""
 
     model: str
     pictures: Pictures
-    people: dict[int, _People] | None
+    people: dict[int, GivenPeople] | None
     """By image id; None where the answerer's own detector finds them."""
-    flip_test: bool
+    flip_test: bool = False
+    """Whether poses are averaged with those of the mirror image."""
+    min_score: float = _LOWEST_SCORE
+    """The detector's threshold."""
 
 
 # ------------------------------------------------------------------------------------------ poses
@@ -137,12 +140,12 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
     [title] = {benchmark.title(card.architecture.joints) for card in cards}
     rows = []
     for card in cards:
-        question = _Question(card.name, pictures, people, asked.flip_test)
+        question = Question(card.name, pictures, people, asked.flip_test)
         bar = tqdm(entries, desc=card.name, unit="image", disable=None)
         if asked.url is None:
             one = settings.model_copy(update={"models": (card.name,)})
             pipeline = build_pipeline(one, Metrics(), asked.weights)
-            answers = _ask_pipeline(pipeline, settings, question, bar)
+            answers = ask_pipeline(pipeline, settings, question, bar)
         else:
             answers = _ask_service(asked.url, question, bar)
         begin = time.perf_counter()
@@ -178,16 +181,26 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
     }
 
 
-def _ask_pipeline(
-    pipeline: Pipeline, settings: Settings, question: _Question, entries: Iterable[Dataset]
+def ask_pipeline(
+    pipeline: Pipeline, settings: Settings, question: Question, entries: Iterable[Dataset]
 ) -> Iterator[Results]:
-    """Each picture's COCO results by the service's own pipeline, a few pictures at a time."""
+    """Each picture's COCO results by the service's own pipeline, a few pictures at a time.
+
+    Args:
+        pipeline: what answers.
+        settings: its settings.
+        question: what is asked.
+        entries: the pictures, as COCO's `images` lists them.
+
+    Raises:
+        DatasetError: a picture is missing.
+    """
     for batch in _batches(entries):
         asked = [
             Options(
                 question.model,
                 boxes=None if question.people is None else question.people[entry["id"]].boxes,
-                min_score=_LOWEST_SCORE,
+                min_score=question.min_score,
                 max_people=settings.max_people,
                 flip_test=question.flip_test,
             )
@@ -198,12 +211,12 @@ def _ask_pipeline(
             yield coco_results(entry["id"], poses)
 
 
-def _ask_service(url: str, question: _Question, entries: Iterable[Dataset]) -> Iterator[Results]:
+def _ask_service(url: str, question: Question, entries: Iterable[Dataset]) -> Iterator[Results]:
     """Each picture's COCO results by a running service."""
     for entry in entries:
         query = {
             "model": question.model,
-            "min_score": str(_LOWEST_SCORE),
+            "min_score": str(question.min_score),
             "flip_test": str(question.flip_test).lower(),
         }
         if question.people is not None:
@@ -226,7 +239,7 @@ def _ask_service(url: str, question: _Question, entries: Iterable[Dataset]) -> I
         yield [{**result, "image_id": entry["id"]} for result in body["predictions"]]
 
 
-def _as_detected(results: Results, people: dict[int, _People] | None, card: Card) -> Results:
+def _as_detected(results: Results, people: dict[int, GivenPeople] | None, card: Card) -> Results:
     """One picture's results, of a file's boxes scored and freed of duplicates as detected ones."""
     if people is None or not results:
         return results
@@ -363,12 +376,12 @@ def _decoded(
 # ------------------------------------------------------------------------------------------- boxes
 
 
-def _people(asked: Evaluation, benchmark: Benchmark) -> dict[int, _People] | None:
+def _people(asked: Evaluation, benchmark: Benchmark) -> dict[int, GivenPeople] | None:
     """Whose poses are asked for: nobody's in particular, the annotated ones', or a file's."""
     if asked.boxes == "detector":
         return None
     if asked.boxes == "gt":
-        return {picture: _People(boxes, None) for picture, boxes in benchmark.boxes.items()}
+        return {picture: GivenPeople(boxes, None) for picture, boxes in benchmark.boxes.items()}
     grouped: dict[int, Results] = {}
     known = {picture["id"] for picture in benchmark.pictures}
     for entry in _detections(Path(asked.boxes), known):
@@ -377,7 +390,7 @@ def _people(asked: Evaluation, benchmark: Benchmark) -> dict[int, _People] | Non
     for picture, own in grouped.items():
         boxes = corners(np.array([entry["bbox"] for entry in own], np.float32))
         scores = np.array([entry["score"] for entry in own], np.float64)
-        people[picture] = _People(boxes, scores)
+        people[picture] = GivenPeople(boxes, scores)
     return people
 
 

@@ -51,7 +51,9 @@ def build_detector(settings: Settings) -> YoloDetector:
     return YoloDetector.load(weights, _device(settings.device), settings.detector_size)
 
 
-def build_pipeline(settings: Settings, metrics: Metrics, weights: Path | None = None) -> Pipeline:
+def build_pipeline(
+    settings: Settings, metrics: Metrics, weights: Path | None = None, calibrated: bool = True
+) -> Pipeline:
     """The detector and the pose models of the settings, on their device.
 
     Args:
@@ -59,6 +61,7 @@ def build_pipeline(settings: Settings, metrics: Metrics, weights: Path | None = 
         metrics: where the pipeline counts.
         weights: a weights file whose model takes the place of the settings' pose models; it goes by
             the file's name.
+        calibrated: whether scores are calibrated, where the models' cards tell how.
 
     Raises:
         ValueError: the device is not there, or weights are missing or damaged.
@@ -69,6 +72,8 @@ def build_pipeline(settings: Settings, metrics: Metrics, weights: Path | None = 
         loaded = [models.load(name, device=device) for name in settings.models]
     else:
         loaded = [models.load(weights=weights, device=device)]
+    if not calibrated:
+        loaded = [model.uncalibrated() for model in loaded]
     pose_models = {model.card.name: model for model in loaded}
     return Pipeline(detector, pose_models, device, settings.max_batch_people, metrics)
 

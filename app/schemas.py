@@ -80,12 +80,13 @@ class Prediction(BaseModel):
     )
     score: float = Field(
         description="The box's score (1 for one's own) times the mean score of the joints above "
-        "0.2. Not comparable between representations."
+        "0.05 (0.2 where the model's scores are raw, see /models)."
     )
     keypoints: list[float] = Field(
         min_length=3 * JOINTS,
         max_length=3 * JOINTS,
-        description="x, y and score of each joint, in COCO's order: see `joint_names` of /models.",
+        description="x, y and score of each joint, in COCO's order: see `joint_names` of /models. "
+        "The score is how likely the joint is right, where the model's scores are calibrated.",
     )
 
 
@@ -146,6 +147,13 @@ class ModelCard(BaseModel):
     measured: dict[str, float] = Field(description="Figures of this project's own evaluation.")
     published: dict[str, float] = Field(description="Figures of the model's authors.")
     note: str
+    scores: Literal["calibrated", "raw"] = Field(
+        description="`calibrated`: a joint's score is how likely it is right, alike in all models. "
+        "`raw`: the model's own, which compare only within it."
+    )
+    calibration: dict[str, list[float]] | None = Field(
+        description="How the model's own scores become calibrated ones: see docs/scores.md."
+    )
 
 
 class ModelsResponse(BaseModel):

@@ -6,6 +6,7 @@
 This floor knows tensors and nothing else: no web framework, no threads, no settings.
 """
 
+from models.calibration import Calibration, CalibrationError
 from models.catalogue import UnknownModelError, card, default, load, names
 from models.network import REPRESENTATIONS, ArchitectureError
 from models.pose_model import Card, PoseModel, WeightsError
@@ -13,6 +14,8 @@ from models.pose_model import Card, PoseModel, WeightsError
 __all__ = [
     "REPRESENTATIONS",
     "ArchitectureError",
+    "Calibration",
+    "CalibrationError",
     "Card",
     "PoseModel",
     "UnknownModelError",

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from models.calibration import Calibration, CalibrationError
 from models.complexity import Complexity, complexity
 from models.network import REPRESENTATIONS, Architecture
 from models.pose_model import Card, PoseModel, WeightsError, read_architecture, read_tensors
 
 #: The bundled weights.
 WEIGHTS = Path(__file__).with_name("weights")
+#: The cards.
+CATALOGUE = Path(__file__).with_name("catalogue.toml")
 
 
 class UnknownModelError(KeyError):
@@ -32,12 +35,24 @@ class UnknownModelError(KeyError):
 
 @lru_cache
 def _cards() -> dict[str, Card]:
-    tables = tomllib.loads(Path(__file__).with_name("catalogue.toml").read_text())
+    tables = tomllib.loads(CATALOGUE.read_text())
     return {table["name"]: _card(table) for table in tables["model"]}
 
 
 def _card(table: dict[str, Any]) -> Card:
-    return Card(**{**table, "architecture": Architecture.parse(table["architecture"])})
+    """A card from its table.
+
+    Raises:
+        ArchitectureError: the architecture has a field missing or one too many.
+        CalibrationError: its calibration cannot be used.
+    """
+    parsed = {**table, "architecture": Architecture.parse(table["architecture"])}
+    if "calibration" in table:
+        try:
+            parsed["calibration"] = Calibration.parse(table["calibration"])
+        except CalibrationError as error:
+            raise CalibrationError(f"calibration of {table['name']}: {error}") from error
+    return Card(**parsed)
 
 
 def names() -> list[str]:
@@ -89,7 +104,8 @@ def load(
 
     Args:
         name: a name in the catalogue; with None the layout comes from the weights file.
-        weights: a local `.safetensors` file that replaces the card's own weights.
+        weights: a local `.safetensors` file that replaces the card's own weights; unless it is the
+            same file, the card's calibration is not for it, and its scores are raw.
         device: where it computes.
         dtype: what the network computes in, if not float32; decoding stays in float32.
 
@@ -107,6 +123,8 @@ def load(
     chosen = card(name) if name is not None else _identify(path)
     if weights is None and verify(chosen) is False:
         raise WeightsError(f"{path} is damaged: its sha256 is not {chosen.sha256}")
+    if weights is not None and path.is_file() and _sha256(path) != chosen.sha256:
+        chosen = replace(chosen, calibration=None)
     return PoseModel.fresh(chosen).load_weights(path).to(device, dtype).eval()
 
 
@@ -115,7 +133,11 @@ def verify(entry: Card) -> bool | None:
     path = WEIGHTS / entry.weights
     if not path.is_file():
         return None
-    return hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+    return _sha256(path) == entry.sha256
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _identify(path: Path) -> Card:
@@ -134,6 +156,7 @@ def _identify(path: Path) -> Card:
         note="identified from its weights file",
         epochs=0,
         measured={},
+        calibration=None,
     )
     architecture = read_architecture(path)
     if architecture is not None:

@@ -275,6 +275,10 @@ class Heatmap:
         return loss(raw, targets, weights)
 
     def decode(self, raw: Tensor) -> Tensor:
-        """`(N, K, 3)` in input pixels; the score is the peak, cut to [0, 1]."""
+        """`(N, K, 3)` in input pixels; the score is the peak, which is not bounded."""
         decoded = decode(raw, self.method, self.blur_kernel)
-        return torch.cat((decoded[..., :2] * self.stride, decoded[..., 2:].clamp(0, 1)), -1)
+        return torch.cat((decoded[..., :2] * self.stride, decoded[..., 2:]), -1)
+
+    def reference_scores(self, raw: Tensor) -> Tensor:
+        """`(N, K)`: the peaks."""
+        return raw.flatten(2).amax(-1)

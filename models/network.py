@@ -42,7 +42,10 @@ class Representation(Protocol):
         """The training loss for keypoints `(N, K, 2)` in input pixels."""
 
     def decode(self, raw: Any) -> Tensor:
-        """`(N, K, 3)`: x, y in input pixels and a score in [0, 1]."""
+        """`(N, K, 3)`: x, y in input pixels and the representation's own score, about in [0, 1]."""
+
+    def reference_scores(self, raw: Any) -> Tensor:
+        """`(N, K)`: the score that its authors give a joint."""
 
 
 @runtime_checkable

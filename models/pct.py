@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +24,10 @@ from torch.nn import functional
 _KNEE = 0.05
 #: The weight of the commitment term (the paper's beta).
 _COMMITMENT = 15.0
+#: How often a pose is decoded with its tokens' features moved, to see which joints move.
+_DRAWS = 8
+#: Pixels by which a joint moves then whose factor is a half.
+_HALF_SURE = 4.0
 
 
 # ------------------------------------------------------------------------------------ MLP-mixer
@@ -332,7 +338,7 @@ class MapReader(nn.Module):
     encoder says which token features such a pose has; an entry's logit falls with its squared
     distance to them, so that the likeliest entry is the one that quantisation would choose. So it
     reads tokens before it has learned any. How high the maps are sharpens or softens all logits of
-    a pose, which is what its score tells. Everything is differentiable, and stage II's losses train
+    a pose, which is what its scores tell. Everything is differentiable, and stage II's losses train
     the maps and what is below them; the encoder stays frozen.
 
     Args:
@@ -408,17 +414,51 @@ def decode(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
         tokenizer: the tokenizer that the classifier was trained with.
 
     Returns:
-        `(N, K, 3)`: x and y in input pixels, and one score for the whole pose, the square root of
-        the mean over its tokens of the likeliest entry's probability: among hundreds of entries a
-        small probability is not a bad sign, and the root brings it to the scale on which the other
-        representations' scores lie. (The released score is the mean of the raw logits instead,
-        which no threshold fits.)
+        `(N, K, 3)`: x and y in input pixels, and the released score: one for the whole pose, the
+        mean over its tokens of the largest logit, which has no bounds.
     """
-    probabilities = logits.softmax(-1)
-    keypoints = tokenizer.decode(probabilities @ tokenizer.codebook)
-    score = probabilities.amax(-1).mean(-1).sqrt()
-    scores = score[:, None, None].expand(-1, keypoints.shape[1], 1)
+    keypoints = tokenizer.decode(logits.softmax(-1) @ tokenizer.codebook)
+    scores = logits.amax(-1).mean(-1)[:, None, None].expand(-1, keypoints.shape[1], 1)
     return torch.cat((keypoints, scores), -1)
+
+
+def decode_with_spread(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Poses from token logits, and how sure the tokens are of each joint.
+
+    Not in the paper, whose score does not tell joints apart. The entries that a token hesitates
+    between differ, in each channel, by a standard deviation. How far a joint moves when all
+    channels are moved by theirs, up or down by chance, tells how much of that doubt is about this
+    joint: a Monte Carlo estimate of the pose's spread, which needs no derivatives. How sure the
+    tokens are on the whole tells better which of two poses is right: a score has both factors.
+
+    Args:
+        logits: `(N, M, V)`.
+        tokenizer: the tokenizer that the classifier was trained with.
+
+    Returns:
+        `(N, K, 3)`: x and y in input pixels as in `decode`, and a score in [0, 1]: the mean over
+        the tokens of the likeliest entry's probability, times a factor that is 1 where the joint
+        does not move and a half where it moves by 4 pixels.
+    """
+    probabilities, codebook = logits.softmax(-1), tokenizer.codebook
+    features = probabilities @ codebook
+    deviation = (probabilities @ codebook.square() - features.square()).clamp_min(0).sqrt()
+    signs = _signs(features.shape[1:], features.device)
+    moved = features[:, None] + deviation[:, None] * signs
+    poses = tokenizer.decode(torch.cat((features[:, None], moved), 1).flatten(0, 1))
+    poses = poses.view(-1, 1 + _DRAWS, *poses.shape[1:])
+    keypoints, others = poses[:, 0], poses[:, 1:]
+    spread = (others - keypoints[:, None]).square().sum(-1).mean(1).sqrt()
+    scores = probabilities.amax(-1).mean(-1)[:, None] / (1 + spread / _HALF_SURE)
+    return torch.cat((keypoints, scores[..., None]), -1)
+
+
+@lru_cache
+def _signs(shape: torch.Size, device: torch.device) -> Tensor:
+    """`(_DRAWS, M, D)` of 1 and -1, always the same, so that a picture's answer is too."""
+    # The one generator whose numbers numpy has promised never to change.
+    signs = np.random.RandomState(0).randint(0, 2, (_DRAWS, *shape)) * 2 - 1
+    return torch.from_numpy(signs).to(device, torch.float32)
 
 
 # ------------------------------------------------------------------------------ in a pose network
@@ -481,5 +521,9 @@ class PCT(nn.Module):
         return classifier_loss(raw, self.tokenizer, keypoints, labelled)
 
     def decode(self, raw: Tensor) -> Tensor:
-        """`(N, K, 3)` in input pixels; see the function of that name."""
-        return decode(raw, self.tokenizer)
+        """`(N, K, 3)` in input pixels; see `decode_with_spread`."""
+        return decode_with_spread(raw, self.tokenizer)
+
+    def reference_scores(self, raw: Tensor) -> Tensor:
+        """`(N, K)`: the released score, the same for all joints of a pose."""
+        return decode(raw, self.tokenizer)[..., 2]

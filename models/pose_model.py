@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.calibration import Calibration
 from models.network import Architecture, Network, Representation, build_representation
 from models.skeletons import Skeleton
 
@@ -29,6 +30,7 @@ class Card:
     """What is known of a pose model.
 
     `measured` are figures of this project's own evaluation, `published` those of its authors.
+    Without a `calibration` scores are the model's own, which compare only within it.
     """
 
     name: str
@@ -43,6 +45,12 @@ class Card:
     measured: dict[str, float] = field(default_factory=dict)
     published: dict[str, float] = field(default_factory=dict)
     url: str | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def scores(self) -> str:
+        """What the scores are: `calibrated`, or `raw` where there is no calibration."""
+        return "raw" if self.calibration is None else "calibrated"
 
     @property
     def representation(self) -> str:
@@ -118,10 +126,26 @@ class PoseModel:
     def decode(self, raw: Any) -> Tensor:
         """Raw outputs to `(N, K, 3)`: x, y in crop pixels, score in [0, 1]; always in float32.
 
-        Half precision resolves only a quarter of a pixel at 256.
+        The score is how likely the joint is right, where the card has a calibration; else it is the
+        representation's own, cut to [0, 1]. Half precision resolves only a quarter of a pixel at
+        256.
         """
-        full = tuple(part.float() for part in raw) if isinstance(raw, tuple) else raw.float()
-        return self.representation.decode(full)
+        decoded = self.representation.decode(_full_precision(raw))
+        scores = decoded[..., 2].clamp(0, 1)
+        if self.card.calibration is not None:
+            scores = self.card.calibration(scores)
+        return torch.cat((decoded[..., :2], scores[..., None]), -1)
+
+    def reference_scores(self, raw: Any) -> Tensor:
+        """Raw outputs to `(N, 17)`: the score that the representation's authors give a joint.
+
+        They have different scales and no common bounds: see the `decode` of each representation.
+        """
+        return self.representation.reference_scores(_full_precision(raw))
+
+    def uncalibrated(self) -> PoseModel:
+        """The same model, sharing its weights, with its own scores: what calibration maps."""
+        return PoseModel(replace(self.card, calibration=None), self.network, self.representation)
 
     def flip_merge(self, keypoints: Tensor, flipped: Tensor) -> Tensor:
         """Average the keypoints of a crop and of its mirror image, joint by joint.
@@ -217,6 +241,11 @@ def read_architecture(path: Path) -> Architecture | None:
     if "architecture" not in metadata:
         return None
     return Architecture.parse(json.loads(metadata["architecture"]))
+
+
+def _full_precision(raw: Any) -> Any:
+    """A network's outputs in float32."""
+    return tuple(part.float() for part in raw) if isinstance(raw, tuple) else raw.float()
 
 
 def _shape(tensor: Tensor | None) -> str:

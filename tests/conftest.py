@@ -1,12 +1,11 @@
 import threading
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import uvicorn
 
 from app.main import _Server
 from tests.app.api_support import PATIENCE, Running
+from tests.photos import BUS
 
 
 @pytest.fixture
@@ -49,5 +48,4 @@ def served(running):
 
 @pytest.fixture(scope="session")
 def photo():
-    [package] = find_spec("ultralytics").submodule_search_locations
-    return (Path(package) / "assets/bus.jpg").read_bytes()
+    return BUS.read_bytes()

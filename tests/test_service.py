@@ -10,7 +10,6 @@ import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
+from tests.photos import BUS, ZIDANE
 
-[PACKAGE] = find_spec("ultralytics").submodule_search_locations  # type: ignore[union-attr,misc]
-BUS, ZIDANE = (Path(PACKAGE) / "assets" / name for name in ("bus.jpg", "zidane.jpg"))
 JPEG = {"Content-Type": "image/jpeg"}
 REPRESENTATIONS = ["simcc", "dark", "pct"]
 #: The man in the left half of bus.jpg.

@@ -78,5 +78,6 @@ def _describe(card: Card, loaded: bool) -> ModelCard:
             "input_size": card.input_size,
             "parameters": cost.parameters,
             "gmacs": cost.gmacs,
+            "scores": card.scores,
         }
     )

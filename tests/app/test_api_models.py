@@ -1,5 +1,6 @@
 import models
 from app.schemas import ModelsResponse
+from models.calibration import Calibration
 from models.coco import FLIP_PAIRS, JOINT_NAMES, SKELETON
 
 
@@ -17,6 +18,8 @@ def test_every_card_is_shown_with_whether_it_is_loaded(make):
         assert card["representation"] == known.representation
         assert tuple(card["input_size"]) == known.input_size
         assert card["measured"] == known.measured
+        assert card["scores"] == "calibrated"
+        assert Calibration.parse(card["calibration"]) == known.calibration
         assert card["licence"] == known.licence
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import json
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from app import cli
-
-
-def assets() -> Path:
-    found = importlib.util.find_spec("ultralytics")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "assets"
-
-
-BUS = assets() / "bus.jpg"
+from models.calibration import Calibration
+from tests.photos import BUS
 
 
 @pytest.mark.parametrize("representation", ["simcc", "dark", "pct"])
@@ -49,6 +41,39 @@ def test_predict_as_json_is_a_coco_results_list(capsys: pytest.CaptureFixture[st
         assert len(result["keypoints"]) == 51
 
 
+@pytest.fixture
+def misjudged(annotated: Path) -> Path:
+    """The sample photo twice, with ankles annotated where nobody has them."""
+    coco = json.loads(annotated.read_text())
+    for person in coco["annotations"]:
+        person["keypoints"][45:] = [400, 100, 2, 400, 100, 2]
+        person["num_keypoints"] += 2
+    coco["images"].append(coco["images"][0] | {"id": 8})
+    coco["annotations"] += [person | {"image_id": 8} for person in coco["annotations"]]
+    annotated.write_text(json.dumps(coco))
+    return annotated
+
+
+def test_calibrate_prints_what_belongs_into_the_card_and_draws(
+    misjudged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["calibrate", "--annotations", str(misjudged), "--images", str(BUS.parent)]
+    figure = tmp_path / "reliability.svg"
+    assert cli.main([*asked, "--representation", "pct", "--figure", str(figure)]) == 0
+    told = capsys.readouterr().out
+    header, row = told.splitlines()[:2]
+    assert header.split()[:2] == ["joints", "right"]
+    name, joints, right, *figures = row.split()
+    # Half of the four people, six joints each, of which the ankles are wrong.
+    assert (name, joints) == ("pct-small", "12")
+    assert 0.3 < float(right) <= 0.667
+    assert len(figures) == 6
+    card = tomllib.loads(told[told.index("[model.calibration]") :])["model"]
+    found = Calibration.parse(card["calibration"])
+    assert found.offsets[15] < found.offsets[5]
+    assert figure.read_text().startswith("<?xml")
+
+
 def test_models_list_says_whether_the_weights_are_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "list"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
@@ -65,6 +90,7 @@ def test_models_list_says_whether_the_weights_are_here(capsys: pytest.CaptureFix
         (["predict", str(BUS), "--model", "resnet-9000"], "unknown pose model 'resnet-9000'"),
         (["evaluate", "--annotations", "no.json", "--images", "."], "no.json"),
         (["evaluate", "--annotations", str(BUS), "--images", "."], "COCO"),
+        (["calibrate", "--annotations", str(BUS), "--images", "."], "COCO"),
         (["train", "no-such-recipe", "--data", "."], "no recipe"),
         (["train", "dark-small", "--data", "/nowhere", "--runs", "{tmp}"], "is missing"),
         (

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from app.detector import Detections
 from app.errors import InferenceError
 from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, oks_nms
+from models.calibration import Calibration
 from models.coco import OKS_SIGMAS
 from models.heatmap import Heatmap
 from models.network import Architecture
@@ -162,6 +164,22 @@ def test_scores_are_the_box_times_the_joints_that_are_seen(spotter):
     seen = np.where(poses.keypoints[..., 2] > 0.2, poses.keypoints[..., 2], np.nan)
     np.testing.assert_allclose(poses.scores, [0.9, 0.8] * np.nanmean(seen, 1), rtol=1e-5)
     assert np.isnan(seen).any()
+
+
+def test_calibrated_scores_count_from_a_lower_threshold_on(spotter):
+    shape = (150, 200)
+    image = IMAGES[shape].copy()
+    image[..., 2] //= 10
+    identity = Calibration((1.0, 1.0), (0.0,) * 17)
+    known = replace(spotter.card, calibration=identity)
+    calibrated = PoseModel(known, spotter.network, spotter.representation)
+    raw = pipeline_of(spotter)([image], [Options("spots")])[0]
+    poses = pipeline_of(calibrated)([image], [Options("spots")])[0]
+    np.testing.assert_allclose(poses.keypoints, raw.keypoints, atol=2e-4)
+    np.testing.assert_allclose(
+        poses.scores, [0.9, 0.8] * poses.keypoints[..., 2].mean(1), rtol=1e-5
+    )
+    assert (poses.scores < raw.scores - 0.1).all()
 
 
 def test_a_person_without_a_joint_scores_nothing(spotter):

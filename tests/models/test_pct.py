@@ -126,11 +126,52 @@ def test_the_unit_changes_what_layers_see_not_what_comes_out() -> None:
         )
 
 
-def test_decode_scores_are_probabilities() -> None:
+def test_the_released_score_agrees_with_the_authors(golden: Golden) -> None:
+    arrays = golden("pct_official")
+    top = torch.tensor(arrays["head/encoding_scores"])[:, :, 0]
+    logits = torch.full((*top.shape, 2048), -50.0)
+    logits[..., 3] = top
+    tokenizer = pct.Tokenizer().eval()
     with torch.inference_mode():
-        decoded = pct.decode(torch.randn(4, 6, 20), TINY)
-    assert decoded.shape == (4, 17, 3)
-    assert ((decoded[..., 2] > 0) & (decoded[..., 2] <= 1)).all()
+        decoded = pct.decode(logits, tokenizer)
+    np.testing.assert_allclose(decoded[..., 2:], arrays["head/score_pose"], rtol=1e-5)
+
+
+def test_certain_tokens_score_one_and_undecided_ones_little() -> None:
+    tokens = torch.arange(6)[None]
+    with torch.inference_mode():
+        certain = pct.decode_with_spread(100.0 * functional.one_hot(tokens, 20), TINY)
+        undecided = pct.decode_with_spread(torch.zeros(1, 6, 20), TINY)
+    torch.testing.assert_close(certain[..., 2], torch.ones(1, 17))
+    # Twenty entries of equal probability, and joints that move besides.
+    assert (undecided[..., 2] < 1 / 20).all()
+
+
+def test_doubt_lowers_the_score_of_the_joints_that_it_moves() -> None:
+    torch.manual_seed(0)
+    tokenizer = pct.Tokenizer(17, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(0, 8, 8, 8))
+    with torch.no_grad():
+        # Token 2 is all that joints 9 and 10 are read from, and nothing else reads it.
+        tokenizer.decoder_token_mlp.weight[:, 2] = 0
+        tokenizer.decoder_token_mlp.weight[9:11] = 0
+        tokenizer.decoder_token_mlp.weight[9:11, 2] = 3
+    logits = 100.0 * functional.one_hot(torch.arange(6)[None], 20)
+    logits[:, 2] = 0
+    with torch.inference_mode():
+        scores = pct.decode_with_spread(logits, tokenizer)[0, :, 2]
+        again = pct.decode_with_spread(logits, tokenizer)[0, :, 2]
+    torch.testing.assert_close(scores, again)
+    others = torch.cat((scores[:9], scores[11:]))
+    torch.testing.assert_close(others, others[:1].expand(15))
+    assert scores[9:11].max() < 0.9 * others[0]
+
+
+def test_a_spread_keeps_the_pose_that_is_decoded() -> None:
+    logits = torch.randn(4, 6, 20, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        plain, scored = pct.decode(logits, TINY), pct.decode_with_spread(logits, TINY)
+    torch.testing.assert_close(plain[..., :2], scored[..., :2])
+    assert ((scored[..., 2] > 0) & (scored[..., 2] <= 1)).all()
 
 
 def test_a_map_reader_reads_the_tokens_that_the_tokenizer_would_write() -> None:
@@ -148,7 +189,8 @@ def test_a_map_reader_reads_the_tokens_that_the_tokenizer_would_write() -> None:
         # Fainter maps are read alike, but with less certainty.
         faint = reader(0.6 * maps)
         assert (faint.argmax(-1) == logits.argmax(-1)).all()
-        assert (pct.decode(faint, TINY)[..., 2] <= pct.decode(logits, TINY)[..., 2]).all()
+        faintly, surely = (pct.decode_with_spread(raw, TINY)[..., 2] for raw in (faint, logits))
+        assert (faintly <= surely).all()
 
 
 def test_map_reader_stays_in_full_precision_under_autocast() -> None:

@@ -5,14 +5,17 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import models
+from models.geometry import crop_affines
 from models.network import Architecture, ArchitectureError
-from models.pose_model import PoseModel
+from models.pose_model import MEAN, STD, PoseModel
 from models.training.loop import card_of
+from tests.photos import BUS
 
 BUNDLED = models.names()
 
@@ -31,6 +34,59 @@ def test_bundled_models_load_and_decode(name: str) -> None:
     assert keypoints.shape == (3, 17, 3)
     assert torch.isfinite(keypoints).all()
     assert ((keypoints[..., 2] >= 0) & (keypoints[..., 2] <= 1)).all()
+
+
+def bus_crops(size: tuple[int, int]) -> torch.Tensor:
+    """Somebody who stands in plain view, and noise, as crops `(2, 3, H, W)`."""
+    picture = cv2.imread(str(BUS), cv2.IMREAD_COLOR_RGB)
+    box = torch.tensor([[52.0, 396.0, 246.0, 902.0]])
+    affine = crop_affines(box, size)[0].numpy()
+    person = torch.from_numpy(cv2.warpAffine(picture, affine, size)).permute(2, 0, 1) / 255  # type: ignore[arg-type]
+    noise = torch.rand(person.shape, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (torch.stack((person, noise)) - mean) / std
+
+
+@pytest.mark.parametrize("representation", models.REPRESENTATIONS)
+def test_bundled_scores_are_probabilities_of_each_joint(representation: str) -> None:
+    model = models.load(models.default(representation))
+    with torch.inference_mode():
+        raw = model.network(bus_crops(model.input_size))
+        calibrated, own = model.decode(raw), model.uncalibrated().decode(raw)
+        reference = model.reference_scores(raw)
+    assert ((calibrated[..., 2] >= 0) & (calibrated[..., 2] <= 1)).all()
+    assert ((own[..., 2] >= 0) & (own[..., 2] <= 1)).all()
+    torch.testing.assert_close(calibrated[..., :2], own[..., :2])
+    assert reference.shape == (2, 17)
+    for person in range(2):
+        # Every joint is scored by itself, and not by an offset of the calibration alone; a few
+        # may be cut to 1.
+        assert own[person, :, 2].unique().numel() > 10
+        assert (own[person, :, 2] / own[person, :, 2].mean() - 1).abs().max() > 0.05
+    assert calibrated[0, :, 2].mean() > 0.6
+    assert calibrated[0, :, 2].mean() > 2 * calibrated[1, :, 2].mean()
+    copied = reference.unique(dim=1).shape[1] == 1
+    assert copied == (representation == "pct")
+
+
+def test_other_weights_lose_the_cards_calibration_and_the_same_keep_it(tmp_path: Path) -> None:
+    card = models.card("dark-small")
+    own = Path(models.__file__).parent / "weights" / card.weights
+    assert models.load("dark-small", weights=own).card == card
+    other = tmp_path / "other.safetensors"
+    PoseModel.fresh(card).save(other)
+    assert models.load("dark-small", weights=other).card.scores == "raw"
+    assert models.load(weights=other).card.scores == "raw"
+
+
+def test_raw_scores_are_cut_to_one_and_the_reference_score_is_not() -> None:
+    model = models.load("dark-small").uncalibrated()
+    maps = torch.zeros(1, 17, 64, 48)
+    maps[0, :, 30, 20] = torch.linspace(-0.5, 1.5, 17)
+    assert model.card.scores == "raw"
+    expected = maps[0, :, 30, 20].clamp_min(0)
+    torch.testing.assert_close(model.reference_scores(maps)[0], expected)
+    torch.testing.assert_close(model.decode(maps)[0, :, 2], expected.clamp_max(1))
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -70,9 +126,9 @@ def test_saving_and_loading_keeps_every_answer(name: str, tmp_path: Path) -> Non
     again = models.load(weights=tmp_path / "again.safetensors")
     crops = torch.randn(2, 3, model.input_size[1], model.input_size[0])
     with torch.inference_mode():
-        torch.testing.assert_close(
-            model.decode(model.network(crops)), again.decode(again.network(crops))
-        )
+        # The calibration is the card's, not the file's.
+        expected = model.uncalibrated().decode(model.network(crops))
+        torch.testing.assert_close(again.decode(again.network(crops)), expected)
 
 
 def test_an_unknown_name_is_an_error_that_names_the_known() -> None:
