@@ -2,11 +2,12 @@
 
     python benchmarks/study.py train --data DATA --runs RUNS [--size 64 ...]
     python benchmarks/study.py occlude --data DATA --runs RUNS
+    python benchmarks/study.py cost --runs RUNS
     python benchmarks/study.py report --runs RUNS --docs docs
 
 Every variant gets the same backbone, pyramid, people, augmentation, schedule and seed; only the
-representation changes. `train` skips what is done and goes on with what was interrupted; `report`
-writes the tables and plots from the results of both.
+representation changes. `train` skips what is done and goes on with what was interrupted; `cost`
+wants a machine that does nothing else; `report` writes tables and plots of all three's results.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from matplotlib import pyplot
 import models
 from models import geometry
 from models.evaluation import coco_figures
-from models.heatmap import Heatmap
-from models.network import Architecture
+from models.heatmap import Heatmap, Method
+from models.network import Architecture, Representation
 from models.pose_model import PoseModel
 from models.training.loop import card_of, normalise, train_pose, validate
 from models.training.people import Augmentation, People, Samples
@@ -151,8 +152,6 @@ def train(arguments: argparse.Namespace) -> None:
                 "variant": variant,
                 "seed": arguments.seed,
                 "figures": measure(model, arguments.data),
-                "milliseconds": forward_milliseconds(model),
-                "parameters": sum(p.numel() for p in model.network.parameters()),
                 "device": arguments.device,
             }
             written.write_text(json.dumps(result, indent=1))
@@ -161,32 +160,53 @@ def train(arguments: argparse.Namespace) -> None:
 def measure(model: PoseModel, data: Path) -> dict[str, dict[str, float]]:
     """COCO's figures for each way of decoding that the representation has."""
     people = People({"coco-dev": 1.0}, data)
-    if not isinstance(model.representation, Heatmap):
-        return {"peak": validate(model, people)}
     return {
-        method: validate(
-            PoseModel(model.card, model.network, replace(model.representation, method=method)),
-            people,
-        )
-        for method in ("argmax", "shift", "dark")
+        method: validate(PoseModel(model.card, model.network, representation), people)
+        for method, representation in decodings(model).items()
     }
 
 
+def decodings(model: PoseModel) -> dict[str, Representation]:
+    """The representation with each way of decoding that it has."""
+    if not isinstance(model.representation, Heatmap):
+        return {"peak": model.representation}
+    methods: tuple[Method, ...] = ("argmax", "shift", "dark")
+    return {method: replace(model.representation, method=method) for method in methods}
+
+
+# ------------------------------------------------------------------------------------------ cost
+
+
 @torch.inference_mode()
-def forward_milliseconds(model: PoseModel, batch: int = 8, turns: int = 15) -> float:
-    """Median time of network and decoding for a person in a batch, float32, one CPU thread."""
-    model = model.to("cpu")
-    threads = torch.get_num_threads()
+def cost(arguments: argparse.Namespace, batch: int = 8, turns: int = 30) -> None:
+    """Median milliseconds of network and decoding for a person, float32, one CPU thread.
+
+    Variants take turns, so that whatever else the machine does strikes all alike.
+    """
     torch.set_num_threads(1)
-    width, height = model.input_size
-    crops = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
-    seconds = []
-    for _ in range(turns):
-        begin = time.perf_counter()
-        model.decode(model.network(normalise(crops, model)))
-        seconds.append(time.perf_counter() - begin)
-    torch.set_num_threads(threads)
-    return statistics.median(seconds[3:]) * 1000 / batch
+    found: dict[int, dict[str, float]] = {}
+    for size in SIZES:
+        built = {
+            f"{variant}, {method}": PoseModel(model.card, model.network, representation)
+            for variant, architecture in variants(size).items()
+            for model in [PoseModel.fresh(card_of(variant, architecture)).eval()]
+            for method, representation in decodings(model).items()
+        }
+        width, height = SIZES[size]
+        crops = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8)
+        seconds: dict[str, list[float]] = {name: [] for name in built}
+        for turn in range(turns + 3):
+            for name, model in built.items():
+                begin = time.perf_counter()
+                model.decode(model.network(normalise(crops, model)))
+                if turn >= 3:
+                    seconds[name].append(time.perf_counter() - begin)
+        found[size] = {
+            name: round(statistics.median(times) * 1000 / batch, 3)
+            for name, times in seconds.items()
+        }
+        print(size, json.dumps(found[size], indent=1), flush=True)
+    (arguments.runs / "cost.json").write_text(json.dumps(found, indent=1))
 
 
 # ------------------------------------------------------------------------------------- occlusion
@@ -251,8 +271,10 @@ def report(arguments: argparse.Namespace) -> None:
         json.loads(path.read_text()) for path in sorted(arguments.runs.glob("study-*/study.json"))
     ]
     occlusion = json.loads((arguments.runs / "occlusion.json").read_text())
+    costs = json.loads((arguments.runs / "cost.json").read_text())
     hardware = f"{os.cpu_count()} cores {platform.machine()}, torch {torch.__version__}"
-    record = {"hardware": hardware, "epochs": EPOCHS, "trainings": results, "occlusion": occlusion}
+    record = {"hardware": hardware, "epochs": EPOCHS, "trainings": results}
+    record |= {"occlusion": occlusion, "milliseconds": costs}
     (arguments.docs / "study.json").write_text(json.dumps(record, indent=1) + "\n")
     for size in sorted({result["size"] for result in results}):
         width, height = SIZES[size]
@@ -264,7 +286,8 @@ def report(arguments: argparse.Namespace) -> None:
                 for method, figures in result["figures"].items():
                     row = [f"{figures[key]:.3f}" for key in ("AP", "AP50", "AP75", "AR")]
                     seed = f" (seed {result['seed']})" if len(of_variant) > 1 else ""
-                    cells = [variant + seed, method, *row, f"{result['milliseconds']:.1f}"]
+                    spent = costs[str(size)][f"{variant}, {method}"]
+                    cells = [variant + seed, method, *row, f"{spent:.2f}"]
                     print(f"| {' | '.join(cells)} |")
     plot_trainings(results, arguments.docs / "study.svg")
     plot_occlusion(occlusion, arguments.docs / "occlusion.svg")
@@ -309,14 +332,14 @@ def main() -> None:
     mpl.use("agg")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for run in (train, occlude, report):
+    for run in (train, occlude, cost, report):
         command = commands.add_parser(run.__name__, help=(run.__doc__ or "").splitlines()[0])
         command.set_defaults(run=run)
         command.add_argument("--runs", type=Path, required=True)
         if run is report:
             command.add_argument("--docs", type=Path, default=Path("docs"))
-            continue
-        command.add_argument("--data", type=Path, required=True)
+        if run in (train, occlude):
+            command.add_argument("--data", type=Path, required=True)
         if run is train:
             command.add_argument("--size", type=int, nargs="+", choices=SIZES, default=[64])
             command.add_argument("--only", nargs="+", help="variants that contain any of these")
