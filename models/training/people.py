@@ -28,7 +28,8 @@ class Augmentation:
     Args:
         scale: largest relative change of the crop's size, either way.
         shift: largest shift of the crop's centre, as a share of the crop's size.
-        rotation: largest turn in degrees, either way.
+        rotation: turns are normally distributed with a spread of two thirds of this many degrees,
+            and end at one and a half times as many.
         rotation_probability: how often the crop is turned at all.
         flip_probability: how often it is mirrored.
         half_body_probability: how often only the upper or the lower body is cropped.
