@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     detector_weights: Path | None = None
     """Weights file of the person detector in place of the bundled one."""
 
-    detector_size: int = Field(default=448, ge=32, le=4096, multiple_of=32)
+    detector_size: int = Field(default=480, ge=32, le=4096, multiple_of=32)
     """Longer side of the image that the detector sees, in pixels."""
 
     min_score: float = Field(default=0.3, ge=0, le=1)
