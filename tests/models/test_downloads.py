@@ -49,8 +49,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send(self, body: bytes) -> None:
-        self.wfile.write(body)
+        # Counted before, since the client may be done before this line is.
         self.server.log.served += len(body)  # type: ignore[attr-defined]
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
