@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,8 @@ def test_inputs_are_as_the_file_names_say() -> None:
     for card in CARDS.values():
         width, height = card.input_size
         assert card.name.endswith(f"-{height}x{width}")
-        assert f"{height}x{width}" in str(card.source)
+        sizes = re.findall(r"\d+x\d{3}", str(card.source))
+        assert sizes == [f"{height}x{width}"] or card.backbone == "pct_swin_base"
 
 
 def test_dark_models_are_decoded_by_dark_and_blurred_by_their_sigma() -> None:
@@ -49,6 +51,24 @@ def test_dark_models_are_decoded_by_dark_and_blurred_by_their_sigma() -> None:
         assert decoder.method == ("dark" if "-dark-" in name else "shift")
         if decoder.method == "dark":
             assert decoder.blur_kernel == {2.0: 11, 3.0: 17}[decoder.sigma]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("hrnet-w32-heatmap@384x288", "hrnet-w33"), "'hrnet-w33'"),
+        (("recipe = ", "recipes = "), "recipe"),
+        (("options = ", "option = "), "option"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_named(
+    change: tuple[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = tmp_path / "published.toml"
+    wrong.write_text(published.PUBLISHED.read_text().replace(*change, 1))
+    monkeypatch.setattr(published, "PUBLISHED", wrong)
+    with pytest.raises(ValueError, match=rf"published\.toml: .*{message}"):
+        published.read()
 
 
 @pytest.mark.parametrize("name", ["mmpose-hrnet-w32-256x192", "official-sa-simdr-w48-384x288"])
