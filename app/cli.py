@@ -25,7 +25,7 @@ from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
 from app.schemas import coco_results
 from app.settings import Settings
-from models import catalogue
+from models import catalogue, downloads
 from models.calibration import draw_reliability
 from models.coco import JOINT_NAMES
 from models.training import recipes
@@ -165,22 +165,79 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _list_models(_: argparse.Namespace) -> int:
-    titles = ("name", "representation", "backbone", "input", "params", "GMACs", "AP")
-    rows = [(*titles, "weights", "licence")]
-    for name in models.names():
-        card = models.card(name)
-        state = {True: "present", False: "DAMAGED", None: "absent"}[catalogue.verify(card)]
+    cards = [models.card(name) for name in models.names()]
+    weights_dir = Settings().weights_dir
+    titles = ("name", "representation", "backbone", "input", "params", "GMACs", "AP", "MB")
+    rows = [(*titles, "weights", "licence", "unsupported")]
+    for card in cards:
         size = "x".join(str(side) for side in card.input_size)
-        average = f"{card.measured['AP']:.3f}" if "AP" in card.measured else "-"
-        cost = catalogue.complexity_of(name)
+        average = "-"
+        if "AP" in card.measured:
+            average = f"{card.measured['AP']:.3f}"
+        elif "AP" in card.published:
+            average = f"{card.published['AP']:.3f}*"
+        cost = catalogue.complexity_of(card.name)
         figures = (f"{cost.parameters / 1e6:.2f}M", f"{cost.gmacs:.2f}", average)
-        rows.append((name, card.representation, card.backbone, size, *figures, state, card.licence))
+        path = catalogue.path_of(card, weights_dir)
+        present = path.is_file()
+        # Published files hold float32.
+        megabytes = path.stat().st_size / 1e6 if present else cost.parameters * 4e-6
+        stored = (f"{megabytes:.0f}", "present") if present else (f"~{megabytes:.0f}", "absent")
+        described = (card.name, card.representation, card.backbone, size, *figures)
+        rows.append((*described, *stored, card.licence, card.unsupported or ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+    print("*: its authors' figure, on all of COCO val2017 with flip test: not ours to compare with")
     return 0
+
+
+def _fetch_model(options: argparse.Namespace) -> int:
+    card = models.card(options.name)
+    if card.bundled:
+        raise UsageError(f"{card.name} comes with posemux: there is nothing to fetch")
+    path = catalogue.path_of(card, Settings().weights_dir)
+    if options.file is not None:
+        if not options.file.is_file():
+            raise UsageError(f"no such file: {options.file}")
+        url = options.file.resolve().as_uri()
+    elif card.url is not None:
+        url = card.url
+    else:
+        raise UsageError(
+            f"{card.name} takes a browser: get {card.source}, and then "
+            f"`posemux models fetch {card.name} --from FILE`"
+        )
+    with tqdm(desc=card.name, unit="B", unit_scale=True, unit_divisor=1000, disable=None) as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        downloads.fetch(url, path, card.sha256, progress)
+    print(f"{card.name}: {path}, licence: {card.licence}")
+    if not card.sha256:
+        print(f"its authors publish no sha256 to check; this file's is {downloads.sha256(path)}")
+    if card.unsupported is not None:
+        print(f"it cannot be loaded by its name yet: {card.unsupported}")
+    return 0
+
+
+def _verify_models(options: argparse.Namespace) -> int:
+    weights_dir = Settings().weights_dir
+    cards = [models.card(name) for name in options.names or models.names()]
+    width = max(len(card.name) for card in cards)
+    damaged = False
+    for card in tqdm(cards, unit="model", disable=None, leave=False):
+        intact = catalogue.verify(card, weights_dir)
+        damaged |= intact is False
+        state = {True: "present", False: "damaged", None: "absent"}[intact]
+        if intact and not card.sha256:
+            state = "present, with no published sha256 to check"
+        tqdm.write(f"{card.name.ljust(width)}  {state}")
+    return 1 if damaged else 0
 
 
 # ------------------------------------------------------------------------------------------ parts
@@ -282,11 +339,24 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     catalogued = commands.add_parser("models", help="the pose models that posemux knows")
-    verbs = catalogued.add_subparsers(metavar="list")
+    catalogued.set_defaults(run=_list_models)
+    verbs = catalogued.add_subparsers(metavar="list | fetch | verify")
     verbs.add_parser(
         "list", help="name, size, cost, figures, licence, and whether the weights are here"
     )
-    catalogued.set_defaults(run=_list_models)
+    fetched = verbs.add_parser("fetch", help="get published weights into POSE_WEIGHTS_DIR")
+    fetched.add_argument("name", metavar="NAME", help="a pose model of `posemux models list`")
+    fetched.add_argument(
+        "--from",
+        dest="file",
+        type=Path,
+        metavar="FILE",
+        help="take this file, which a browser got, in place of downloading",
+    )
+    fetched.set_defaults(run=_fetch_model)
+    verified = verbs.add_parser("verify", help="check weights by their sha256; 1 if one is damaged")
+    verified.add_argument("names", nargs="*", metavar="NAME", help="which ones (all)")
+    verified.set_defaults(run=_verify_models)
     return parser
 
 

@@ -69,7 +69,10 @@ def build_pipeline(
     device = _device(settings.device)
     detector = build_detector(settings)
     if weights is None:
-        loaded = [models.load(name, device=device) for name in settings.models]
+        loaded = [
+            models.load(name, device=device, weights_dir=settings.weights_dir)
+            for name in settings.models
+        ]
     else:
         loaded = [models.load(weights=weights, device=device)]
     if not calibrated:

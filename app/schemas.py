@@ -141,6 +141,12 @@ class ModelCard(BaseModel):
     weights: str
     sha256: str
     url: str | None
+    source: str | None = Field(
+        description="Where weights are from that do not come with posemux, for people."
+    )
+    unsupported: str | None = Field(
+        description="What the model's input needs and is not done here: it cannot be loaded."
+    )
     licence: str
     training_data: str
     epochs: int

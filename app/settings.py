@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
+from models.catalogue import WEIGHTS_DIR
 
 
 def _split(value: object) -> object:
@@ -35,6 +36,9 @@ class Settings(BaseSettings):
         default=("simcc-small", "dark-small", "pct-small"), min_length=1
     )
     """Pose models to load at the start, by name, with commas between them."""
+
+    weights_dir: Path = WEIGHTS_DIR
+    """Folder of published weights, which `posemux models fetch` fills; the service only reads."""
 
     representation: Literal["simcc", "dark", "pct"] = "simcc"
     """What a request gets that names neither a representation nor a model."""

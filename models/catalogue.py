@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from dataclasses import replace
 from functools import lru_cache
@@ -11,14 +10,18 @@ from typing import Any
 
 import torch
 
+from models import published
 from models.calibration import Calibration, CalibrationError
 from models.complexity import Complexity, complexity
+from models.downloads import sha256
 from models.network import REPRESENTATIONS, Architecture
 from models.pose_model import Card, PoseModel, WeightsError, read_architecture, read_tensors
 
 #: The bundled weights.
 WEIGHTS = Path(__file__).with_name("weights")
-#: The cards.
+#: Where weights lie that were fetched.
+WEIGHTS_DIR = Path("~/.cache/posemux")
+#: The cards of the bundled models.
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
 
 
@@ -30,13 +33,22 @@ class UnknownModelError(KeyError):
         self.name = name
 
     def __str__(self) -> str:
-        return f"unknown pose model {self.name!r}; known are {', '.join(names())}"
+        return (
+            f"unknown pose model {self.name!r}; known are {', '.join(bundled())} "
+            f"and those of `posemux models list`"
+        )
 
 
 @lru_cache
 def _cards() -> dict[str, Card]:
     tables = tomllib.loads(CATALOGUE.read_text())
-    return {table["name"]: _card(table) for table in tables["model"]}
+    cards = {table["name"]: _card(table) for table in tables["model"]}
+    return cards | {name: entry for name, (entry, _) in _published().items()}
+
+
+@lru_cache
+def _published() -> dict[str, tuple[Card, Complexity]]:
+    return published.read()
 
 
 def _card(table: dict[str, Any]) -> Card:
@@ -56,8 +68,13 @@ def _card(table: dict[str, Any]) -> Card:
 
 
 def names() -> list[str]:
-    """The pose models in the catalogue."""
+    """The pose models in the catalogue, the bundled ones first."""
     return list(_cards())
+
+
+def bundled() -> list[str]:
+    """The pose models whose weights come with posemux."""
+    return [name for name, entry in _cards().items() if entry.bundled]
 
 
 def card(name: str) -> Card:
@@ -74,12 +91,13 @@ def card(name: str) -> Card:
 
 @lru_cache
 def complexity_of(name: str) -> Complexity:
-    """A pose model's parameters and multiply-adds; counted once, in a fraction of a second.
+    """A pose model's parameters and multiply-adds; a bundled one's are counted once.
 
     Raises:
         UnknownModelError: the catalogue has no such model.
     """
-    return complexity(card(name))
+    entry = card(name)
+    return complexity(entry) if entry.bundled else _published()[name][1]
 
 
 def default(representation: str) -> str:
@@ -99,6 +117,7 @@ def load(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    weights_dir: Path = WEIGHTS_DIR,
 ) -> PoseModel:
     """A pose model, ready for inference.
 
@@ -108,36 +127,57 @@ def load(
             same file, the card's calibration is not for it, and its scores are raw.
         device: where it computes.
         dtype: what the network computes in, if not float32; decoding stays in float32.
+        weights_dir: where published weights were fetched to; nothing is fetched here.
 
     Returns:
         The pose model in evaluation mode, all weights loaded: nothing random is left.
 
     Raises:
         UnknownModelError: the catalogue has no such model.
-        WeightsError: the file is missing, damaged, or does not fit; or neither a name nor a file
-            was given.
+        WeightsError: the file is missing, damaged, or does not fit; the model's input needs what
+            is not done here; or neither a name nor a file was given.
     """
     if name is None and weights is None:
-        raise WeightsError(f"give a name ({', '.join(names())}) or a weights file")
-    path = Path(weights) if weights is not None else WEIGHTS / card(str(name)).weights
+        raise WeightsError(f"give a name ({', '.join(bundled())}) or a weights file")
+    path = Path(weights) if weights is not None else path_of(card(str(name)), weights_dir)
     chosen = card(name) if name is not None else _identify(path)
-    if weights is None and verify(chosen) is False:
-        raise WeightsError(f"{path} is damaged: its sha256 is not {chosen.sha256}")
-    if weights is not None and path.is_file() and _sha256(path) != chosen.sha256:
+    if weights is None:
+        _check(chosen, path)
+    if weights is not None and path.is_file() and sha256(path) != chosen.sha256:
         chosen = replace(chosen, calibration=None)
     return PoseModel.fresh(chosen).load_weights(path).to(device, dtype).eval()
 
 
-def verify(entry: Card) -> bool | None:
+def path_of(entry: Card, weights_dir: Path = WEIGHTS_DIR) -> Path:
+    """Where a card's weights lie, or would lie if they were fetched."""
+    return (WEIGHTS if entry.bundled else weights_dir.expanduser()) / entry.weights
+
+
+def verify(entry: Card, weights_dir: Path = WEIGHTS_DIR) -> bool | None:
     """Whether a card's weights are the ones that it names; None if they are not on this machine."""
-    path = WEIGHTS / entry.weights
+    path = path_of(entry, weights_dir)
     if not path.is_file():
         return None
-    return _sha256(path) == entry.sha256
+    return sha256(path).startswith(entry.sha256)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _check(entry: Card, path: Path) -> None:
+    """Whether a card's own weights may be loaded from there.
+
+    Raises:
+        WeightsError: they may not.
+    """
+    if entry.unsupported is not None:
+        raise WeightsError(
+            f"{entry.name} cannot be loaded by its name yet: {entry.unsupported}; "
+            f"its file can be loaded as weights=, and fed with what it wants"
+        )
+    if not entry.bundled and not path.is_file():
+        raise WeightsError(
+            f"{path} is missing: `posemux models fetch {entry.name}` gets it, from {entry.source}"
+        )
+    if path.is_file() and not sha256(path).startswith(entry.sha256):
+        raise WeightsError(f"{path} is damaged: its sha256 is not {entry.sha256}")
 
 
 def _identify(path: Path) -> Card:
@@ -162,7 +202,7 @@ def _identify(path: Path) -> Card:
     if architecture is not None:
         return replace(found, architecture=architecture)
     shapes = {key: tensor.shape for key, tensor in read_tensors(path).items()}
-    layouts = {name: _layout(name) for name in names()}
+    layouts = {name: _layout(name) for name in bundled()}
     for name, layout in layouts.items():
         if layout == shapes:
             return replace(found, architecture=card(name).architecture)

@@ -31,6 +31,10 @@ class Card:
 
     `measured` are figures of this project's own evaluation, `published` those of its authors.
     Without a `calibration` scores are the model's own, which compare only within it.
+
+    Weights that do not come with posemux have a `source`, in words, and a `url` unless it takes a
+    browser to get them. Their `sha256` may be its first digits alone, or empty where none is known.
+    `unsupported` is what their input needs and is not done here.
     """
 
     name: str
@@ -45,12 +49,19 @@ class Card:
     measured: dict[str, float] = field(default_factory=dict)
     published: dict[str, float] = field(default_factory=dict)
     url: str | None = None
+    source: str | None = None
+    unsupported: str | None = None
     calibration: Calibration | None = None
 
     @property
     def scores(self) -> str:
         """What the scores are: `calibrated`, or `raw` where there is no calibration."""
         return "raw" if self.calibration is None else "calibrated"
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the weights come with posemux."""
+        return self.source is None
 
     @property
     def representation(self) -> str:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import models
 from app import cli
+from models import catalogue, published
 from models.calibration import Calibration
 from tests.photos import BUS
 
@@ -74,12 +78,140 @@ def test_calibrate_prints_what_belongs_into_the_card_and_draws(
     assert figure.read_text().startswith("<?xml")
 
 
-def test_models_list_says_whether_the_weights_are_here(capsys: pytest.CaptureFixture[str]) -> None:
+#: A published model whose file is a few bytes, since nothing here looks into it.
+CONTENT = b"weights"
+PUBLISHED = """
+[costs]
+"hrnet-w32-heatmap" = [28_536_113, 7_645_003_776]
+
+[mmpose]
+page = "a model zoo"
+url = "{url}"
+licence = "Apache-2.0"
+training_data = "COCO"
+note = ""
+
+[[mmpose.models]]
+name = "far-away"
+recipe = "hrnet-w32-heatmap"
+file = "hrnet-{digest}_20260101.pth"
+published = {{ AP = 0.749 }}
+
+[drive]
+page = "a folder behind a browser"
+licence = "MIT"
+training_data = "COCO"
+note = ""
+
+[[drive.models]]
+name = "by-hand"
+recipe = "hrnet-w32-heatmap"
+file = "hrnet.pth"
+published = {{ AP = 0.744 }}
+unsupported = "its pictures are BGR"
+"""
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that weights are fetched from, and in its `cache` to."""
+    digest = hashlib.sha256(CONTENT).hexdigest()[:8]
+    cards = tmp_path / "published.toml"
+    cards.write_text(PUBLISHED.format(url=f"{tmp_path.as_uri()}/", digest=digest))
+    (tmp_path / f"hrnet-{digest}_20260101.pth").write_bytes(CONTENT)
+    monkeypatch.setattr(published, "PUBLISHED", cards)
+    monkeypatch.setenv("POSE_WEIGHTS_DIR", str(tmp_path / "cache"))
+    for cached in (catalogue._cards, catalogue._published):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (catalogue._cards, catalogue._published):
+        cached.cache_clear()
+
+
+def listed(told: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split() for line in told.splitlines()}
+
+
+def test_models_list_says_whether_the_weights_are_here(
+    zoo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["models"]) == 0
+    told = capsys.readouterr().out
+    rows = listed(told)
+    assert {name for name, row in rows.items() if "present" in row} == set(catalogue.bundled())
+    assert rows["far-away"][4:] == ["28.54M", "7.64", "0.749*", "~114", "absent", "Apache-2.0"]
+    assert rows["by-hand"][-5:] == ["MIT", "its", "pictures", "are", "BGR"]
+    assert told.splitlines()[-1].startswith("*: its authors' figure")
+
+
+def test_models_fetch_verify_and_load(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = zoo / "cache" / "far-away.pth"
+    assert cli.main(["models", "verify", "far-away", "dark-small"]) == 0
+    assert listed(capsys.readouterr().out)["far-away"][1] == "absent"
+    assert cli.main(["models", "fetch", "far-away"]) == 0
+    assert path.read_bytes() == CONTENT
+    told = capsys.readouterr()
+    assert told.out == f"far-away: {path}, licence: Apache-2.0\n"
     assert cli.main(["models", "list"]) == 0
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split()[0] == "name"
-    assert len(rows) >= 3
-    assert all("present" in row for row in rows)
+    assert listed(capsys.readouterr().out)["far-away"][8] == "present"
+    assert cli.main(["models", "verify"]) == 0
+    states = listed(capsys.readouterr().out)
+    assert states["far-away"][1] == states["dark-small"][1] == "present"
+
+    path.write_bytes(CONTENT[:-1])
+    assert cli.main(["models", "verify"]) == 1
+    assert listed(capsys.readouterr().out)["far-away"][1] == "damaged"
+    with pytest.raises(models.WeightsError, match=r"far-away\.pth is damaged"):
+        models.load("far-away", weights_dir=zoo / "cache")
+    assert cli.main(["models", "fetch", "far-away"]) == 0
+    assert cli.main(["models", "verify", "far-away"]) == 0
+
+
+def test_a_file_from_a_browser_is_checked_where_it_can_be(
+    zoo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = zoo / "Downloads (1).pth"
+    other.write_bytes(b"something else")
+    assert cli.main(["models", "fetch", "far-away", "--from", str(other)]) == 2
+    assert "is not the file that was expected" in capsys.readouterr().err
+    assert list((zoo / "cache").iterdir()) == []
+
+    assert cli.main(["models", "fetch", "by-hand", "--from", str(other)]) == 0
+    assert (zoo / "cache" / "by-hand.pth").read_bytes() == b"something else"
+    told = capsys.readouterr().out
+    assert hashlib.sha256(b"something else").hexdigest() in told
+    assert "cannot be loaded by its name yet: its pictures are BGR" in told
+    assert cli.main(["models", "verify", "by-hand"]) == 0
+    assert "no published sha256" in capsys.readouterr().out
+    with pytest.raises(models.WeightsError, match="cannot be loaded by its name yet: its pictures"):
+        models.load("by-hand", weights_dir=zoo / "cache")
+
+
+def test_serving_what_was_not_fetched_says_how_to_get_it(
+    zoo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", str(BUS), "--model", "far-away"]) == 2
+    [complaint] = capsys.readouterr().err.strip().splitlines()
+    assert complaint.startswith(f"posemux: {zoo / 'cache' / 'far-away.pth'} is missing")
+    assert "`posemux models fetch far-away`" in complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["by-hand"], "takes a browser: get hrnet.pth of a folder behind a browser, and then"),
+        (["simcc-small"], "comes with posemux"),
+        (["far-away", "--from", "nowhere.pth"], "no such file: nowhere.pth"),
+        (["nobody-knows"], "unknown pose model 'nobody-knows'"),
+    ],
+)
+def test_what_cannot_be_fetched_is_one_clear_line(
+    zoo: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["models", "fetch", *arguments]) == 2
+    [complaint] = capsys.readouterr().err.strip().splitlines()
+    assert complaint.startswith("posemux: ")
+    assert message in complaint
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
+from models import catalogue
 from models.geometry import crop_affines
 from models.network import Architecture, ArchitectureError
 from models.pose_model import MEAN, STD, PoseModel
 from models.training.loop import card_of
 from tests.photos import BUS
 
-BUNDLED = models.names()
+BUNDLED = catalogue.bundled()
 
 
 def test_there_is_a_bundled_model_for_each_representation() -> None:

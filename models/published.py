@@ -1,0 +1,75 @@
+"""The cards of weights that others publish, from models/published.toml."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.complexity import Complexity
+from models.network import Architecture
+from models.pose_model import Card
+from models.training import recipes
+
+#: The published models.
+PUBLISHED = Path(__file__).with_name("published.toml")
+#: OpenMMLab's file names: the first eight digits of the sha256, and a date.
+_DIGEST = re.compile(r"-([0-9a-f]{8})_\d{8}\.pth$")
+
+
+def read() -> dict[str, tuple[Card, Complexity]]:
+    """The published models by name, and what they cost.
+
+    Raises:
+        RecipeError: a model's recipe cannot be read.
+        ValueError: an entry is not complete; the message names it.
+    """
+    publishers = tomllib.loads(PUBLISHED.read_text())
+    costs = publishers.pop("costs")
+    found = {}
+    for publisher in publishers.values():
+        for table in publisher["models"]:
+            try:
+                # DARK is another way to decode the same network.
+                parameters, macs = costs[table["recipe"].replace("@dark", "")]
+                card = _card(publisher, **table)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{PUBLISHED}: {table}: {error}") from error
+            found[card.name] = card, Complexity(parameters, macs)
+    return found
+
+
+def _card(
+    publisher: dict[str, Any],
+    name: str,
+    recipe: str,
+    file: str,
+    published: dict[str, float],
+    options: dict[str, Any] | None = None,
+    unsupported: str | None = None,
+) -> Card:
+    digest = _DIGEST.search(file)
+    return Card(
+        name=name,
+        architecture=_architecture(recipe, options or {}),
+        # By the model's name: several publishers name their files alike.
+        weights=f"{name}{Path(file).suffix}",
+        sha256=digest[1] if digest else "",
+        licence=publisher["licence"],
+        training_data=publisher["training_data"],
+        note=publisher["note"],
+        published=published,
+        url=publisher["url"] + file if "url" in publisher else None,
+        source=f"{file} of {publisher['page']}",
+        unsupported=unsupported,
+    )
+
+
+def _architecture(name: str, options: dict[str, Any]) -> Architecture:
+    recipe = recipes.read(name)
+    if not isinstance(recipe, recipes.PoseRecipe):
+        raise TypeError(f"{name} trains no pose network")
+    architecture = recipe.architecture
+    return replace(architecture, options=architecture.options | options)
