@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from models.calibration import Calibration, CalibrationError
+from models.checkpoints import WeightsError, read_architecture, read_tensors
 from models.complexity import Complexity, complexity
 from models.network import REPRESENTATIONS, Architecture
-from models.pose_model import Card, PoseModel, WeightsError, read_architecture, read_tensors
+from models.pose_model import Card, PoseModel
 
 #: The bundled weights.
 WEIGHTS = Path(__file__).with_name("weights")
