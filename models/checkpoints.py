@@ -237,13 +237,23 @@ def with_counters(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -
     return {**counters, **{key: value for key, value in tensors.items() if key not in surplus}}
 
 
-def differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What of a file does not fit, a text for each key, in the order of the keys."""
-    return [
+def differing(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The keys that only one of both has, or that have another shape, in order."""
+    return sorted(
+        key
+        for key in wanted.keys() | tensors.keys()
+        if key not in tensors or key not in wanted or tensors[key].shape != wanted[key].shape
+    )
+
+
+def differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """How many keys of a file do not fit and what is wrong with the first; empty if all do."""
+    keys = differing(tensors, wanted)
+    shown = (
         f"{key}: {_shape(tensors.get(key))} in the file, {_shape(wanted.get(key))} wanted"
-        for key in sorted(wanted.keys() | tensors.keys())
-        if _shape(tensors.get(key)) != _shape(wanted.get(key))
-    ]
+        for key in keys[:3]
+    )
+    return f"{len(keys)} keys, {'; '.join(shown)}" if keys else ""
 
 
 def _shape(tensor: Tensor | None) -> str:

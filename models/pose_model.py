@@ -212,8 +212,7 @@ class PoseModel:
         wanted = self.module().state_dict()
         tensors = with_counters(tensors, wanted)
         if wrong := differences(tensors, wanted):
-            shown = "; ".join(wrong[:3])
-            raise WeightsError(f"{path} does not fit {self.card.name}: {len(wrong)} keys, {shown}")
+            raise WeightsError(f"{path} does not fit {self.card.name}: {wrong}")
         self.module().load_state_dict(tensors)
         return self
 
