@@ -37,6 +37,16 @@ _LEFT_OUT = re.compile(
 #: How many batches a batch norm has seen: nothing reads it, and PyTorch before 0.4.1 had none.
 _COUNTER = ".num_batches_tracked"
 
+
+def _mobilenet_block(found: re.Match[str]) -> str:
+    """A convolution or batch norm of one of mmpose's MobileNetV2 blocks by timm's names."""
+    stage, block, place, kind = found.groups()
+    # The first stage's block does not expand: it begins with the depthwise convolution.
+    convolutions = ("dw", "pw") if stage == "1" else ("pw", "dw", "pwl")
+    part = f"conv_{convolutions[int(place)]}" if kind == "conv" else f"bn{int(place) + 1}"
+    return f".blocks.{int(stage) - 1}.{block}.{part}."
+
+
 #: Patterns and what they become: a key follows every rule that matches, in this order.
 _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^module\.", ""),
@@ -53,6 +63,11 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
         r"(?<=^network\.backbone\.layers\.)\d+(?=\.downsample\.)",
         lambda stage: str(int(stage[0]) + 1),
     ),
+    # mmpose's MobileNetV2 in timm's names.
+    (r"(?<=^network\.backbone)\.conv1\.conv\.", ".conv_stem."),
+    (r"(?<=^network\.backbone)\.conv2\.conv\.", ".conv_head."),
+    (r"(?<=^network\.backbone)\.conv(\d)\.bn\.", r".bn\1."),
+    (r"(?<=^network\.backbone)\.layer(\d)\.(\d)\.conv\.(\d)\.(conv|bn)\.", _mobilenet_block),
 )
 
 

@@ -63,6 +63,7 @@ PUBLISHED: tuple[str, ...] = (
         for recipe in _UPSAMPLING_FREE
         for variants in ("@equal", "@equal@128x128", "@equal@64x64")
     ),
+    "mobilenetv2-simcc",
     *_PCT,
 )
 

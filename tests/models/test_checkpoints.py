@@ -95,6 +95,7 @@ LAYOUTS = {
     "mmpose__td-hm_res50_256x192": "simba-res50-heatmap",
     "mmpose__td-hm_res101_256x192": "simba-res101-heatmap",
     "mmpose__td-hm_res152_256x192": "simba-res152-heatmap",
+    "mmpose__simcc_mobilenetv2_wo-deconv_256x192": "mobilenetv2-simcc",
     "mmpose__simcc_res50_256x192": "simba-res50-simcc",
     "mmpose__simcc_res50_384x288": "simba-res50-simcc@384x288",
     "simdr_official__coco_nmt_w32_64x64": "hrnet-w32-simcc@equal@64x64",
@@ -143,7 +144,6 @@ NOT_YET = {
     "mmpose__rtmpose-m_384x288",
     "mmpose__rtmpose-l_256x192",
     "mmpose__rtmpose-l_384x288",
-    "mmpose__simcc_mobilenetv2_wo-deconv_256x192",
     "pct_official__pct_base_classifier",
     "pct_official__pct_base_tokenizer",
     "pct_official__pct_base_woimgguide_tokenizer",
@@ -237,6 +237,11 @@ def test_a_partial_file_names_what_is_missing_and_the_nearest(tmp_path: Path) ->
             "simdr_official__sa_coco_w48_384x288_split1_5_sigma4",
         ),
         ("nets_mmpose", "simcc_res50_256x192", "mmpose__simcc_res50_256x192"),
+        (
+            "nets_mmpose",
+            "simcc_mobilenetv2_256x192",
+            "mmpose__simcc_mobilenetv2_wo-deconv_256x192",
+        ),
     ],
 )
 def test_networks_agree_with_the_authors(
