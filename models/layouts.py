@@ -64,7 +64,7 @@ PUBLISHED: tuple[str, ...] = (
         for variants in ("@equal", "@equal@128x128", "@equal@64x64")
     ),
     "mobilenetv2-simcc",
-    *_PCT,
+    *(recipe + variants for recipe in _PCT for variants in ("@guided", "")),
 )
 
 #: A layout: tensors without numbers.

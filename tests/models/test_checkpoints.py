@@ -125,6 +125,9 @@ LAYOUTS = {
     "pct_official__hmp_large": "swin-large-heatmap",
     "pct_official__hmp_huge": "swin-huge-heatmap",
     "pct_official__pct_base_woimgguide_classifier": "pct-swin-base",
+    "pct_official__pct_base_classifier": "pct-swin-base@guided",
+    "pct_official__pct_large_classifier": "pct-swin-large@guided",
+    "pct_official__pct_huge_classifier": "pct-swin-huge@guided",
 }
 
 
@@ -144,12 +147,9 @@ NOT_YET = {
     "mmpose__rtmpose-m_384x288",
     "mmpose__rtmpose-l_256x192",
     "mmpose__rtmpose-l_384x288",
-    "pct_official__pct_base_classifier",
     "pct_official__pct_base_tokenizer",
     "pct_official__pct_base_woimgguide_tokenizer",
-    "pct_official__pct_large_classifier",
     "pct_official__pct_large_tokenizer",
-    "pct_official__pct_huge_classifier",
     "pct_official__pct_huge_tokenizer",
 }
 
