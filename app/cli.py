@@ -123,6 +123,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         flip_test=options.flip_test,
         url=options.url,
         weights=options.weights,
+        layout=options.layout,
     )
     if options.detector:
         report = evaluate_detector(asked, settings)
@@ -284,10 +285,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     chosen = _choose_model(evaluate)
     chosen.add_argument(
-        "--weights", type=Path, metavar="FILE", help="a weights file, such as a training's"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a weights file: a training's, or a published checkpoint",
     )
     chosen.add_argument(
         "--detector", action="store_true", help="the person detector's boxes in place of poses"
+    )
+    evaluate.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="what --weights are, where several fit: a model, or a recipe and its variants",
     )
     evaluate.add_argument(
         "--boxes",

@@ -78,6 +78,8 @@ class Evaluation:
     """A running service to ask in place of an own pipeline."""
     weights: Path | None = None
     """A weights file to measure in place of the catalogue's models."""
+    layout: str | None = None
+    """What the weights file is of, where several fit: see `models.load`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,14 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
 
     Raises:
         DatasetError: the annotations or pictures cannot be evaluated on, or not by these models.
+        UnknownModelError: there is no such layout.
         UsageError: the boxes cannot be used, or the service does not answer.
         WeightsError: the weights file cannot be used.
     """
     if asked.url is not None and asked.weights is not None:
         raise UsageError("--url asks a service for one of its models: it takes no --weights")
+    if asked.layout is not None and asked.weights is None:
+        raise UsageError("--layout says what --weights are: give both")
     benchmark = read_benchmark(asked.annotations)
     if isinstance(benchmark, MpiiBenchmark) and asked.boxes != "gt":
         raise UsageError("MPII says where its people are: --boxes must be gt")
@@ -136,7 +141,7 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
     pictures = _pictures(asked, entries)
     cards = [models.card(name) for name in names]
     if asked.weights is not None:
-        cards = [models.load(weights=asked.weights).card]
+        cards = [models.load(asked.layout, asked.weights).card]
     [title] = {benchmark.title(card.architecture.joints) for card in cards}
     rows = []
     for card in cards:
@@ -144,7 +149,7 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
         bar = tqdm(entries, desc=card.name, unit="image", disable=None)
         if asked.url is None:
             one = settings.model_copy(update={"models": (card.name,)})
-            pipeline = build_pipeline(one, Metrics(), asked.weights)
+            pipeline = build_pipeline(one, Metrics(), asked.weights, layout=asked.layout)
             answers = ask_pipeline(pipeline, settings, question, bar)
         else:
             answers = _ask_service(asked.url, question, bar)

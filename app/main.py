@@ -52,7 +52,11 @@ def build_detector(settings: Settings) -> YoloDetector:
 
 
 def build_pipeline(
-    settings: Settings, metrics: Metrics, weights: Path | None = None, calibrated: bool = True
+    settings: Settings,
+    metrics: Metrics,
+    weights: Path | None = None,
+    calibrated: bool = True,
+    layout: str | None = None,
 ) -> Pipeline:
     """The detector and the pose models of the settings, on their device.
 
@@ -62,6 +66,7 @@ def build_pipeline(
         weights: a weights file whose model takes the place of the settings' pose models; it goes by
             the file's name.
         calibrated: whether scores are calibrated, where the models' cards tell how.
+        layout: what the weights file is of, where several fit: see `models.load`.
 
     Raises:
         ValueError: the device is not there, or weights are missing or damaged.
@@ -74,7 +79,7 @@ def build_pipeline(
             for name in settings.models
         ]
     else:
-        loaded = [models.load(weights=weights, device=device)]
+        loaded = [models.load(layout, weights, device)]
     if not calibrated:
         loaded = [model.uncalibrated() for model in loaded]
     pose_models = {model.card.name: model for model in loaded}

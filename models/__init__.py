@@ -8,8 +8,9 @@ This floor knows tensors and nothing else: no web framework, no threads, no sett
 
 from models.calibration import Calibration, CalibrationError
 from models.catalogue import UnknownModelError, card, default, load, names
+from models.checkpoints import WeightsError
 from models.network import REPRESENTATIONS, ArchitectureError
-from models.pose_model import Card, PoseModel, WeightsError
+from models.pose_model import Card, PoseModel
 
 __all__ = [
     "REPRESENTATIONS",

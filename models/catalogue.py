@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import published
 from models.calibration import Calibration, CalibrationError
+from models.checkpoints import WeightsError, read_architecture, read_checkpoint, rename
 from models.complexity import Complexity, complexity
 from models.downloads import sha256
+from models.layouts import Nearest, architecture_of, identify
 from models.network import REPRESENTATIONS, Architecture
-from models.pose_model import Card, PoseModel, WeightsError, read_architecture, read_tensors
+from models.pose_model import Card, PoseModel
+from models.training.recipes import RecipeError
 
 #: The bundled weights.
 WEIGHTS = Path(__file__).with_name("weights")
@@ -122,9 +126,11 @@ def load(
     """A pose model, ready for inference.
 
     Args:
-        name: a name in the catalogue; with None the layout comes from the weights file.
-        weights: a local `.safetensors` file that replaces the card's own weights; unless it is the
-            same file, the card's calibration is not for it, and its scores are raw.
+        name: a name in the catalogue, or with weights that of a recipe and its variants; with None
+            the layout comes from the weights file, see `models.layouts` for what that cannot tell.
+        weights: a local file that replaces the card's own weights, ours or a published checkpoint;
+            unless it is the same file, the card's calibration is not for it, and its scores are
+            raw.
         device: where it computes.
         dtype: what the network computes in, if not float32; decoding stays in float32.
         weights_dir: where published weights were fetched to; nothing is fetched here.
@@ -133,19 +139,44 @@ def load(
         The pose model in evaluation mode, all weights loaded: nothing random is left.
 
     Raises:
-        UnknownModelError: the catalogue has no such model.
+        UnknownModelError: neither the catalogue nor the recipes have such a model.
         WeightsError: the file is missing, damaged, or does not fit; the model's input needs what
             is not done here; or neither a name nor a file was given.
     """
-    if name is None and weights is None:
-        raise WeightsError(f"give a name ({', '.join(bundled())}) or a weights file")
-    path = Path(weights) if weights is not None else path_of(card(str(name)), weights_dir)
-    chosen = card(name) if name is not None else _identify(path)
     if weights is None:
+        if name is None:
+            raise WeightsError(f"give a name ({', '.join(bundled())}) or a weights file")
+        chosen = card(name)
+        path = path_of(chosen, weights_dir)
         _check(chosen, path)
-    if weights is not None and path.is_file() and sha256(path) != chosen.sha256:
+        model = PoseModel.fresh(chosen).load_weights(path)
+    else:
+        model = _load_file(name, Path(weights))
+    return model.to(device, dtype).eval()
+
+
+def _load_file(name: str | None, path: Path) -> PoseModel:
+    """The pose model of a weights file; see `load`."""
+    tensors = read_checkpoint(path)
+    if name is not None:
+        chosen = _named(name, path)
+    elif (architecture := read_architecture(path)) is not None:
+        chosen = _unlisted(path, architecture, "which its weights file names")
+    else:
+        nearest = _identify(path, tensors)
+        if nearest.differences:
+            raise WeightsError(
+                f"{path} has no known layout; the nearest is {nearest.name}, which differs in "
+                f"{nearest.differences}"
+            )
+        chosen = _unlisted(path, nearest.architecture, f"identified as {nearest.name} by its keys")
+    if chosen.calibration is not None and sha256(path) != chosen.sha256:
         chosen = replace(chosen, calibration=None)
-    return PoseModel.fresh(chosen).load_weights(path).to(device, dtype).eval()
+    try:
+        return PoseModel.fresh(chosen).fill(rename(tensors), path)
+    except WeightsError as error:
+        nearest = _identify(path, tensors)
+        raise WeightsError(f"{error}; the nearest known layout is {nearest.name}") from error
 
 
 def path_of(entry: Card, weights_dir: Path = WEIGHTS_DIR) -> Path:
@@ -180,43 +211,36 @@ def _check(entry: Card, path: Path) -> None:
         raise WeightsError(f"{path} is damaged: its sha256 is not {entry.sha256}")
 
 
-def _identify(path: Path) -> Card:
-    """The card of a file's layout: what the file says itself, else whose keys and shapes it has.
+def _identify(path: Path, tensors: dict[str, Tensor]) -> Nearest:
+    """The known layout nearest to a file's; see `identify`."""
+    try:
+        return identify(tensors, {name: card(name).architecture for name in bundled()})
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _named(name: str, path: Path) -> Card:
+    """The card of a name in the catalogue, or one for a recipe's.
 
     Raises:
-        WeightsError: no layout fits; the nearest is named.
+        UnknownModelError: there is neither.
     """
-    found = replace(
-        next(iter(_cards().values())),
+    if name in _cards():
+        return _cards()[name]
+    try:
+        return _unlisted(path, architecture_of(name), f"loaded as {name}")
+    except RecipeError as error:
+        raise UnknownModelError(name) from error
+
+
+def _unlisted(path: Path, architecture: Architecture, note: str) -> Card:
+    """A card for weights of which only the file is known."""
+    return Card(
         name=path.stem,
+        architecture=architecture,
         weights=path.name,
         sha256="",
         licence="unknown",
         training_data="unknown",
-        note="identified from its weights file",
-        epochs=0,
-        measured={},
-        calibration=None,
+        note=note,
     )
-    architecture = read_architecture(path)
-    if architecture is not None:
-        return replace(found, architecture=architecture)
-    shapes = {key: tensor.shape for key, tensor in read_tensors(path).items()}
-    layouts = {name: _layout(name) for name in bundled()}
-    for name, layout in layouts.items():
-        if layout == shapes:
-            return replace(found, architecture=card(name).architecture)
-    nearest = max(layouts, key=lambda name: len(layouts[name].items() & shapes.items()))
-    differing = sorted(dict(layouts[nearest].items() ^ shapes.items()))
-    raise WeightsError(
-        f"{path} has no known layout; the nearest is {nearest}, which differs in {len(differing)} "
-        f"keys: {', '.join(differing[:3])}"
-    )
-
-
-@lru_cache
-def _layout(name: str) -> dict[str, torch.Size]:
-    """The keys and shapes of a card's weights, without making any."""
-    with torch.device("meta"):
-        model = PoseModel.fresh(card(name))
-    return {key: tensor.shape for key, tensor in model.module().state_dict().items()}

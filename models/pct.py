@@ -2,7 +2,8 @@
 
 Tokenizer, classifier, both stages' losses and decoding of Geng et al., "Human Pose as Compositional
 Tokens" (CVPR 2023), as released at github.com/Gengzigang/PCT; module names are those of its
-checkpoints (without its image guidance, its `woimgguide` variant).
+checkpoints. Image-guided tokenizers load and decode; training is without guidance, as its
+`woimgguide` variant.
 
 Stage I learns to write a pose as M entries of a codebook of V vectors and to read it back. Stage II
 freezes that tokenizer and learns to predict the M entries from a picture.
@@ -108,6 +109,8 @@ class Tokenizer(nn.Module):
         decay: how much of the moving averages survives a training step.
         unit: pixels for each unit of the coordinates that the layers see. The released tokenizers
             work on raw pixels; with coordinates of order 1 a short training gets much further.
+        guidance: channels of the features that an image-guided encoder reads at the joints, to
+            which half of its width goes; 0 for none. The decoder does not need them.
     """
 
     codebook: Tensor
@@ -124,12 +127,15 @@ class Tokenizer(nn.Module):
         decoder: MixerSize = MixerSize(1, 32, 64, 64),
         decay: float = 0.9,
         unit: float = 1.0,
+        guidance: int = 0,
     ) -> None:
         super().__init__()
         self.decay = decay
         self.unit = unit
         self.invisible_token = nn.Parameter(torch.empty(1, 1, encoder.width).normal_(0, 0.02))
-        self.start_embed = nn.Linear(2, encoder.width)
+        guided = encoder.width // 2 if guidance else 0
+        self.start_embed = nn.Linear(2, encoder.width - guided)
+        self.start_img_embed = nn.Linear(guidance, guided) if guidance else None
         self.encoder = _mixers(encoder, joints)
         self.encoder_layer_norm = nn.LayerNorm(encoder.width)
         self.token_mlp = nn.Linear(joints, tokens)
@@ -145,17 +151,25 @@ class Tokenizer(nn.Module):
         self.decoder_layer_norm = nn.LayerNorm(decoder.width)
         self.recover_embed = nn.Linear(decoder.width, 2)
 
-    def encode(self, keypoints: Tensor, visible: Tensor) -> Tensor:
+    def encode(self, keypoints: Tensor, visible: Tensor, features: Tensor | None = None) -> Tensor:
         """Poses to unquantised token features.
 
         Args:
             keypoints: `(N, K, 2)` in input pixels.
             visible: `(N, K)`; joints that are not are replaced by one learnt vector.
+            features: `(N, K, C)` the backbone's at the joints, for an image-guided encoder alone.
 
         Returns:
             `(N, M, D)`.
+
+        Raises:
+            ValueError: the encoder is image-guided and there are no features, or the reverse.
         """
         x = self.start_embed(keypoints / self.unit)
+        if self.start_img_embed is not None and features is not None:
+            x = torch.cat((x, self.start_img_embed(features)), -1)
+        elif self.start_img_embed is not None or features is not None:
+            raise ValueError("image-guided tokenizers, and only they, need features at the joints")
         x = torch.where(visible[..., None] > 0, x, self.invisible_token)
         for layer in self.encoder:
             x = layer(x)
@@ -178,13 +192,15 @@ class Tokenizer(nn.Module):
             x = layer(x)
         return cast(Tensor, self.recover_embed(self.decoder_layer_norm(x)) * self.unit)
 
-    def forward(self, keypoints: Tensor, visible: Tensor) -> Tokenized:
+    def forward(
+        self, keypoints: Tensor, visible: Tensor, features: Tensor | None = None
+    ) -> Tokenized:
         """Encode, quantise with a straight-through gradient, and decode; see Tokenized."""
-        features = self.encode(keypoints, visible)
-        tokens = self.quantise(features)
+        encoded = self.encode(keypoints, visible, features)
+        tokens = self.quantise(encoded)
         quantised = self.codebook[tokens]
-        passed = features + (quantised - features).detach()
-        return Tokenized(self.decode(passed), tokens, features, quantised)
+        passed = encoded + (quantised - encoded).detach()
+        return Tokenized(self.decode(passed), tokens, encoded, quantised)
 
     @torch.no_grad()
     def update_codebook(self, features: Tensor, tokens: Tensor) -> None:
@@ -481,6 +497,7 @@ class PCT(nn.Module):
         joints: K.
         feature_stride: input pixels for each feature that the head reads: 32 for the paper's
             classifier, which reads the backbone's last; finer for a MapReader in its place.
+        guidance: channels of the features that the tokenizer's encoder reads; 0 for none.
     """
 
     def __init__(
@@ -497,6 +514,7 @@ class PCT(nn.Module):
         unit: float = 1.0,
         joints: int = 17,
         feature_stride: int = 32,
+        guidance: int = 0,
     ) -> None:
         super().__init__()
         self.feature_stride = feature_stride
@@ -505,7 +523,9 @@ class PCT(nn.Module):
         self.mixer = mixer
         self.tokens = tokens
         self.entries = entries
-        self.tokenizer = Tokenizer(joints, tokens, entries, dimension, encoder, decoder, unit=unit)
+        self.tokenizer = Tokenizer(
+            joints, tokens, entries, dimension, encoder, decoder, unit=unit, guidance=guidance
+        )
 
     def head(self, channels: int, joints: int) -> PCTHead | MapReader:
         """A fresh head for features of that many channels."""

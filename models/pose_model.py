@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.calibration import Calibration
+from models.checkpoints import WeightsError, differences, read_tensors, with_counters
 from models.network import Architecture, Network, Representation, build_representation
 from models.skeletons import Skeleton
 
 #: ImageNet's mean and spread of RGB in [0, 1], which the literature's networks expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be used: the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -206,58 +203,31 @@ class PoseModel:
         save_file(tensors, path, metadata)
 
     def load_weights(self, path: Path) -> PoseModel:
-        """Fill in all weights from a safetensors file; returns itself.
+        """Fill in all weights from a file; returns itself.
 
         Raises:
-            WeightsError: the file is missing, damaged, or does not fit this architecture exactly.
+            WeightsError: see `read_tensors`; or the weights do not fit this architecture exactly.
         """
-        tensors = read_tensors(path)
-        expected = self.module().state_dict()
-        wrong = [
-            f"{key}: {_shape(tensors.get(key))} in the file, {_shape(expected.get(key))} wanted"
-            for key in sorted(expected.keys() | tensors.keys())
-            if _shape(tensors.get(key)) != _shape(expected.get(key))
-        ]
-        if wrong:
-            shown = "; ".join(wrong[:3])
-            raise WeightsError(f"{path} does not fit {self.card.name}: {len(wrong)} keys, {shown}")
+        return self.fill(read_tensors(path), path)
+
+    def fill(self, tensors: Mapping[str, Tensor], path: Path) -> PoseModel:
+        """Fill in all weights; returns itself.
+
+        Args:
+            tensors: under the keys of `module()`; only batch counters may be missing or too many.
+            path: the file that they come from.
+
+        Raises:
+            WeightsError: they do not fit this architecture exactly; none has been filled in.
+        """
+        wanted = self.module().state_dict()
+        tensors = with_counters(tensors, wanted)
+        if wrong := differences(tensors, wanted):
+            raise WeightsError(f"{path} does not fit {self.card.name}: {wrong}")
         self.module().load_state_dict(tensors)
         return self
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file by key.
-
-    Raises:
-        WeightsError: the file is missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-
-
-def read_architecture(path: Path) -> Architecture | None:
-    """The architecture that a weights file written by `PoseModel.save` names, if any.
-
-    Raises:
-        WeightsError: the file is missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = cast("dict[str, str]", file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-    if "architecture" not in metadata:
-        return None
-    return Architecture.parse(json.loads(metadata["architecture"]))
 
 
 def _full_precision(raw: Any) -> Any:
     """A network's outputs in float32."""
     return tuple(part.float() for part in raw) if isinstance(raw, tuple) else raw.float()
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else str(tuple(tensor.shape))

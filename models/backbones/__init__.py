@@ -11,6 +11,7 @@ from torch import nn
 
 from models.backbones.deconvolution import Deconvolution, DeconvolutionSize
 from models.backbones.hrnet import hrnet_stem, pose_hrnet
+from models.backbones.mobilenet import pose_mobilenetv2
 from models.backbones.pyramid import Pyramid
 from models.backbones.swin import SwinSize, pose_swin
 from models.backbones.tokenpose import JointTokens, TokenSize
@@ -32,6 +33,7 @@ _OWN: dict[str, Callable[[tuple[int, int]], Built]] = {
     "pose_hrnet_w32": partial(pose_hrnet, "hrnet_w32"),
     "pose_hrnet_w48": partial(pose_hrnet, "hrnet_w48"),
     "hrnet_stem": hrnet_stem,
+    "pose_mobilenetv2": pose_mobilenetv2,
     "pct_swin_base": partial(pose_swin, SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32), 0.3)),
     "pct_swin_large": partial(pose_swin, SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48), 0.5)),
     "pct_swin_huge": partial(pose_swin, SwinSize(256, (2, 2, 42, 2), (8, 16, 32, 64), 0.55)),

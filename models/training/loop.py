@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import geometry, pct
+from models.checkpoints import read_tensors
 from models.evaluation import coco_figures
 from models.network import Architecture
-from models.pose_model import Card, PoseModel, read_tensors
+from models.pose_model import Card, PoseModel
 from models.skeletons import COCO, Skeleton
 from models.training.datasets import read_keypoints
 from models.training.drawing import people_grid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,34 @@ def test_a_weights_file_is_measured_like_its_model(run: Run, tmp_path: Path) -> 
     assert row["name"] == "trained-here"
     assert row["representation"] == "dark"
     assert row["figures"] == bundled["figures"]
+
+
+def test_a_checkpoint_is_measured_as_the_layout_that_is_named(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": models.load("dark-small").module().state_dict()}, path)
+    [row] = run("--weights", str(path), "--layout", "dark-small")["models"]
+    [found] = run("--weights", str(path))["models"]
+    assert (row["name"], found["name"]) == ("dark-small", "checkpoint")
+    assert row["figures"]["AP"] == found["figures"]["AP"]
+
+
+def test_a_poisoned_checkpoint_ends_with_one_line_and_does_nothing(
+    annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    victim = tmp_path / "victim"
+
+    class Poison:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(victim),)
+
+    path = tmp_path / "poisoned.pth"
+    torch.save({"meta": Poison(), "state_dict": {}}, path)
+    asked = ["evaluate", "--annotations", str(annotated), "--images", str(BUS.parent)]
+    assert cli.main([*asked, "--weights", str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "poisoned.pth" in line
+    assert "mkdir" in line
+    assert not victim.exists()
 
 
 def test_flip_test_is_passed_on_and_reported(run: Run) -> None:
@@ -351,6 +380,9 @@ def test_annotations_that_cannot_be_used_are_one_clear_line(
         (["--detector", "--flip-test"], "--detector takes neither"),
         (["--weights", "x.safetensors", "--url", "http://localhost:1"], "takes no --weights"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors cannot be read"),
+        (["--weights", str(BUS)], "bus.jpg cannot be read: it is neither safetensors nor PyTorch"),
+        (["--weights", str(BUS.parent)], "cannot be read: Is a directory"),
+        (["--layout", "dark-small"], "--layout says what --weights are"),
         (["--url", "http://127.0.0.1:1", "--model", "dark-small"], "does not answer"),
         (["--boxes", "nowhere.json"], "nowhere.json"),
     ],

@@ -76,6 +76,26 @@ def test_full_size_tokenizer_agrees_with_the_authors(
     np.testing.assert_allclose(decoded[..., :2], arrays["dec/joints"], atol=1e-4)
 
 
+def test_image_guided_tokenizer_agrees_with_the_authors(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = golden("pct_official")
+    monkeypatch.syspath_prepend(str(SHARED / "reference" / "fixtures"))
+    import procw
+
+    tokenizer = procw.fill(pct.Tokenizer(guidance=1024)).eval()
+    joints = torch.tensor(arrays["joints"])
+    features = torch.tensor(procw.inp(9, (2, 17, 1024)))
+    with torch.inference_mode():
+        tokenized = tokenizer(joints[..., :2], joints[..., 2], features)
+    np.testing.assert_allclose(tokenized.keypoints, arrays["tok_img/recovered"], atol=1e-4)
+    np.testing.assert_array_equal(tokenized.tokens.flatten(), arrays["tok_img/indices"])
+    with pytest.raises(ValueError, match="need features at the joints"):
+        tokenizer(joints[..., :2], joints[..., 2])
+    with pytest.raises(ValueError, match="only they"):
+        TINY(joints[..., :2], joints[..., 2], features)
+
+
 def test_stage_two_loss_is_entropy_plus_distance() -> None:
     torch.manual_seed(0)
     tokenizer = TINY.eval()

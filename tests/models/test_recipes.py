@@ -60,6 +60,7 @@ def test_every_recipe_is_valid_and_builds(name: str) -> None:
         "simba-res50-heatmap",
         "simba-res50-simcc",
         "res50-simcc-upfree",
+        "mobilenetv2-simcc",
         "hrnet-w32-heatmap",
         "tokenpose-s-v1-heatmap",
         "tokenpose-s-v1-simcc",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import models
-from models.pose_model import WeightsError
+from models.checkpoints import WeightsError, read_tensors
 from models.training import loop, recipes
 from models.training.datasets import DatasetError
 from models.training.recipes import RecipeError, Stage, TokenizerRecipe
@@ -88,7 +88,7 @@ def test_frozen_stages_teach_only_the_head(data: Path, tmp_path: Path) -> None:
     )
     frozen = replace(RECIPE, name="frozen", start="start", stages=(Stage(1, 0.001, frozen=True),))
     end = loop.train_pose(frozen, data, tmp_path, "cpu")
-    before, after = (models.pose_model.read_tensors(path) for path in (start, end))
+    before, after = (read_tensors(path) for path in (start, end))
     same = {key for key in before if torch.equal(before[key], after[key])}
     assert {key for key in before if not key.startswith("network.head.")} <= same
     assert "network.head.mlp_head_x.weight" not in same
@@ -105,8 +105,8 @@ def test_pct_trains_in_two_stages(data: Path, tmp_path: Path) -> None:
     stage_two = replace(
         RECIPE, name="pct", architecture=PCT, tokenizer="codes", stages=(Stage(1, 0.001),)
     )
-    trained = models.pose_model.read_tensors(loop.train_pose(stage_two, data, tmp_path, "cpu"))
-    tokenizer = models.pose_model.read_tensors(path)
+    trained = read_tensors(loop.train_pose(stage_two, data, tmp_path, "cpu"))
+    tokenizer = read_tensors(path)
     frozen = [key for key in tokenizer if key.startswith("representation.")]
     assert frozen
     assert all(torch.equal(tokenizer[key], trained[key]) for key in frozen)

@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, distributed, nn
 
 import models
+from models.checkpoints import read_tensors
 from models.network import Architecture
-from models.pose_model import read_tensors
 from models.training import engine, loop
 from models.training.drawing import people_grid
 from models.training.engine import TrainingError
