@@ -239,7 +239,6 @@ class Pipeline:
         scores = people.scores * counted.sum(-1) / joints
         boxes = people.boxes
         if option.boxes is None and len(boxes):
-            model = self._pose_models[option.model]
             kept = distinct_people(boxes, scores, keypoints, model.input_size, model.padding)
             boxes, scores, keypoints = boxes[kept], scores[kept], keypoints[kept]
         return Poses(option.model, boxes, scores, keypoints, seconds)
