@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from app.evaluate import GivenPeople, Question, ask_pipeline
@@ -16,8 +13,9 @@ from app.main import build_pipeline
 from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.settings import Settings
+from models.benchmarks import CocoBenchmark, read_benchmark
 from models.calibration import Report, calibrate, outcomes
-from models.coco import JOINTS
+from models.evaluation import Results
 from models.training.datasets import DatasetError, Pictures
 
 _COLUMNS = (
@@ -48,15 +46,19 @@ def calibrate_models(
 
     Raises:
         CalibrationError: nobody is found, or all joints are right, or all are wrong.
-        DatasetError: the annotations are not in COCO layout, or a picture is missing.
+        DatasetError: the annotations are not COCO's, or a picture is missing.
     """
-    dataset = _read(annotations)
+    benchmark = read_benchmark(annotations)
+    if type(benchmark) is not CocoBenchmark:
+        raise DatasetError(f"{annotations} is not COCO's: scores are calibrated on its joints")
     reports = {}
     for name in names:
         one = settings.model_copy(update={"models": (name,)})
         pipeline = build_pipeline(one, Metrics(), calibrated=False)
         annotated, detected = (
-            outcomes(dataset, _results(pipeline, name, dataset, pictures, settings, given))
+            outcomes(
+                benchmark.dataset, _results(pipeline, name, benchmark, pictures, settings, given)
+            )
             for given in (True, False)
         )
         reports[name] = calibrate(annotated, detected)
@@ -78,38 +80,18 @@ def describe(reports: dict[str, Report]) -> str:
     return "\n".join(lines)
 
 
-def _read(annotations: Path) -> dict[str, Any]:
-    try:
-        dataset = json.loads(annotations.read_text())
-        people = [person for person in dataset["annotations"] if person.get("num_keypoints", 0)]
-        for person in people:
-            _ = person["image_id"], person["bbox"], person["area"]
-            if len(person["keypoints"]) != 3 * JOINTS:
-                raise ValueError(f"somebody has not {JOINTS} joints of x, y and visibility")
-        _ = [(entry["id"], entry["file_name"]) for entry in dataset["images"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{annotations} is not in COCO layout: {error!r}") from error
-    if not people:
-        raise DatasetError(f"nobody in {annotations} has labelled keypoints")
-    return {"images": dataset["images"], "annotations": people}
-
-
 def _results(
     pipeline: Pipeline,
     name: str,
-    dataset: dict[str, Any],
+    benchmark: CocoBenchmark,
     pictures: Pictures,
     settings: Settings,
     given: bool,
-) -> list[dict[str, Any]]:
+) -> Results:
     """COCO results of everybody, in given boxes or in those that the service would find."""
-    boxes: dict[int, list[list[float]]] = {}
-    for person in dataset["annotations"]:
-        x, y, width, height = person["bbox"]
-        boxes.setdefault(person["image_id"], []).append([x, y, x + width, y + height])
-    people = {image: GivenPeople(np.array(own, np.float32), None) for image, own in boxes.items()}
+    people = {picture: GivenPeople(boxes, None) for picture, boxes in benchmark.boxes.items()}
     question = Question(name, pictures, people if given else None, min_score=settings.min_score)
     title = f"{name}, {'annotated' if given else 'detected'} boxes"
-    entries = [entry for entry in dataset["images"] if entry["id"] in boxes]
+    entries = [entry for entry in benchmark.pictures if entry["id"] in people]
     bar = tqdm(entries, desc=title, unit="image", disable=None)
     return list(chain.from_iterable(ask_pipeline(pipeline, settings, question, bar)))

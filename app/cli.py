@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -161,7 +160,7 @@ def _train(options: argparse.Namespace) -> int:
         if workers is None:
             workers = (os.cpu_count() or 1) // options.devices if device == "cuda" else 0
         weights = train_pose(recipe, options.data, options.runs, device, workers, options.devices)
-    print(f"trained: {weights}, sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()}")
+    print(f"trained: {weights}, sha256 {downloads.sha256(weights)}")
     return 0
 
 

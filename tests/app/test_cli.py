@@ -78,6 +78,20 @@ def test_calibrate_prints_what_belongs_into_the_card_and_draws(
     assert figure.read_text().startswith("<?xml")
 
 
+def test_scores_are_calibrated_on_cocos_joints_alone(
+    annotated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crowd = json.loads(annotated.read_text())
+    for picture in crowd["images"]:
+        picture["crowdIndex"] = 0.5
+    for person in crowd["annotations"]:
+        person["keypoints"] = person["keypoints"][: 14 * 3]
+    annotated.write_text(json.dumps(crowd))
+    asked = ["calibrate", "--annotations", str(annotated), "--images", str(BUS.parent)]
+    assert cli.main(asked) == 2
+    assert "is not COCO's" in capsys.readouterr().err
+
+
 #: A published model whose file is a few bytes, since nothing here looks into it.
 CONTENT = b"weights"
 PUBLISHED = """

@@ -179,6 +179,19 @@ def test_a_recipe_changes_what_it_says_of_the_one_it_extends(folder: Path) -> No
         ("kind = 'sculpture'", "kind must be one of"),
         ("kind = 'pose'\n[architecture]\nrepresentation = 'simcc'", "not an architecture"),
         ("kind = ", "Invalid value"),
+        ("extends = 'base.toml'\nbatch = 'many'", "batch: .*valid integer.*'many'"),
+        ("extends = 'base.toml'\nvalidate_every = 0", "validate_every: .*greater than 0"),
+        (
+            "extends = 'base.toml'\nstages = [{epochs = 1}]",
+            "learning_rate: Field required",
+        ),
+        (
+            "extends = 'base.toml'\nstages = [{epochs = 1, speed = 1}]",
+            "unknown key 'speed'; known are epochs",
+        ),
+        ("extends = 'base.toml'\nstages = 3", "stages: .*valid tuple"),
+        ("extends = 'base.toml'\naugmentation = {colour = 'x'}", "colour: .*valid number"),
+        ("extends = 'base.toml'\naugmentation = 3", "augmentation must be a table"),
         (
             "extends = 'base.toml'\noptimizer = 'sgd'",
             "optimizer: Input should be 'adamw' or 'adam'",

@@ -9,51 +9,10 @@ import torch
 
 import models
 from models.checkpoints import WeightsError, read_tensors
-from models.training import loop, recipes
+from models.training import loop
 from models.training.datasets import DatasetError
 from models.training.recipes import RecipeError, Stage, TokenizerRecipe
 from tests.models.training_support import PCT, RECIPE
-
-WHOLE = """
-kind = 'pose'
-name = 'whole'
-train = { dots = 1 }
-validate = 'dots'
-architecture = { representation = 'simcc', backbone = 'regnetx_002', input_size = [64, 64] }
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("kind = 'pose'\nlearning_speed = 3", "unknown key"),
-        ("kind = 'sculpture'", "kind must be one of"),
-        ("kind = 'pose'\n[architecture]\nrepresentation = 'simcc'", "not an architecture"),
-        ("kind = ", "Invalid value"),
-        (
-            f"{WHOLE}\nstages = [{{epochs = 1, learning_rate = 1}}]\nbatch = 'many'",
-            "batch: .*valid integer.*'many'",
-        ),
-        (
-            f"{WHOLE}\nstages = [{{epochs = 1, learning_rate = 1}}]\nvalidate_every = 0",
-            "validate_every: .*greater than 0",
-        ),
-        (f"{WHOLE}\nstages = [{{epochs = 1}}]", "learning_rate: Field required"),
-        (f"{WHOLE}\nstages = [{{epochs = 1, speed = 1}}]", "unknown key 'speed'; known are epochs"),
-        (f"{WHOLE}\nstages = 3", "stages: .*valid tuple"),
-        (f"{WHOLE}\naugmentation = {{colour = 'x'}}", "colour: .*valid number"),
-        (f"{WHOLE}\naugmentation = 3", "augmentation must be a table"),
-    ],
-)
-def test_a_wrong_recipe_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "wrong.toml").write_text(text)
-    with pytest.raises(RecipeError, match=message):
-        recipes.read(str(tmp_path / "wrong.toml"))
-
-
-def test_an_unknown_recipe_names_the_known() -> None:
-    with pytest.raises(RecipeError, match="simcc-small"):
-        recipes.read("simcc-huge")
 
 
 def test_training_makes_weights_that_load(data: Path, tmp_path: Path) -> None:
