@@ -126,87 +126,139 @@ def fit(
         TrainingError: the checkpoint is damaged, or the loss is not finite.
         ModuleNotFoundError: tensorboard, of the extra `train`, is not installed.
     """
-    module = training.module
-    average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
-    checkpoint, first_process = folder / "checkpoint.pt", accelerator.is_main_process
-    progress, saved_optimizer = Progress(), None
-    if checkpoint.is_file():
-        progress, saved_optimizer = _restore(checkpoint, module, averaged)
-    board = _Board(folder, progress) if first_process else None
-    end = sum(stage.epochs for stage in stages)
-    clock = _Clock(sum(stage.epochs * training.steps(stage) for stage in stages))
+    run = _Run(training, folder, accelerator, seed, ema, validate_every)
     first = 0
+    run.clock.add(sum(stage.epochs * training.steps(stage) for stage in stages))
+    end = sum(stage.epochs for stage in stages)
     for stage in stages:
-        last, steps = first + stage.epochs, training.steps(stage)
-        if progress.epochs >= last:
-            clock.skip(stage.epochs * steps)
-            first = last
-            continue
-        parameters = training.prepare(stage)
+        if run.progress.epochs < first + stage.epochs:
+            run.stage(stage, first, end, optimizer_name, weight_decay)
+        else:
+            run.clock.add(-stage.epochs * training.steps(stage))
+        first += stage.epochs
+    if run.board is not None:
+        run.board.close()
+    return run.averaged.module
+
+
+class _Run:
+    """A training under way: what `fit` was given, what has been learnt, and how far it has come."""
+
+    def __init__(
+        self,
+        training: Training,
+        folder: Path,
+        accelerator: Accelerator,
+        seed: int,
+        ema: float,
+        validate_every: int,
+    ) -> None:
+        self.training, self.accelerator = training, accelerator
+        self.seed, self.validate_every = seed, validate_every
+        average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(training.module, multi_avg_fn=average, use_buffers=True)
+        self.checkpoint = folder / "checkpoint.pt"
+        self.progress, self._saved_optimizer = Progress(), None
+        if self.checkpoint.is_file():
+            self.progress, self._saved_optimizer = _restore(
+                self.checkpoint, training.module, self.averaged
+            )
+        # The first process measures, draws and writes; the others only learn.
+        self.board = _Board(folder, self.progress) if accelerator.is_main_process else None
+        self.clock = _Clock()
+
+    def stage(
+        self, stage: Stage, first: int, end: int, optimizer_name: Optimizer, weight_decay: float
+    ) -> None:
+        """All epochs of a stage that are not over.
+
+        Args:
+            stage: what is different in it.
+            first: epochs of the stages before.
+            end: epochs of all stages.
+            optimizer_name: `adamw` or `adam`.
+            weight_decay: the optimizer's.
+        """
+        progress, steps = self.progress, self.training.steps(stage)
+        parameters = self.training.prepare(stage)
         kind = {"adamw": AdamW, "adam": Adam}[optimizer_name]
         optimizer = kind(parameters, stage.learning_rate, weight_decay=weight_decay)
-        if saved_optimizer is not None and (progress.epochs > first or progress.step):
-            optimizer.load_state_dict(saved_optimizer)
-        falls = tuple(milestone * steps for milestone in stage.milestones)
-        clock.skip((progress.epochs - first) * steps + progress.step)
-
-        def save(optimizer: Adam | AdamW = optimizer) -> None:
-            state = {"module": module.state_dict(), "averaged": averaged.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "progress": vars(progress)}
-            _save_atomically(state, checkpoint)
-
-        epochs = range(progress.epochs, last)
-        batches = training.batches(stage, epochs, progress.step)
+        if self._saved_optimizer is not None and (progress.epochs > first or progress.step):
+            optimizer.load_state_dict(self._saved_optimizer)
+        self.clock.add(-(progress.epochs - first) * steps - progress.step)
+        epochs = range(progress.epochs, first + stage.epochs)
+        batches = self.training.batches(stage, epochs, progress.step)
         for epoch in epochs:
-            total = torch.tensor(progress.total, dtype=torch.float64, device=accelerator.device)
-            saved_at = time.monotonic()
             bar = tqdm(
                 islice(batches, steps - progress.step),
                 initial=progress.step,
                 total=steps,
                 desc=f"epoch {epoch + 1}/{end}",
-                disable=not first_process,
+                disable=self.board is None,
             )
-            for step, batch in enumerate(bar, progress.step + 1):
-                torch.manual_seed(_step_seed(seed, epoch, step, accelerator.process_index))
-                rate = schedule((epoch - first) * steps + step, steps * stage.epochs, falls)
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.learning_rate * rate
-                value = training.loss(batch, stage)
-                optimizer.zero_grad()
-                accelerator.backward(value)
-                nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
-                optimizer.step()
-                averaged.update_parameters(module)
-                total += accelerator.reduce(value.detach().double(), "mean")
-                clock.tick()
-                if step % _READ_EVERY == 0:
-                    mean = _finite(total.item() / step, epoch, step)
-                    bar.set_postfix(loss=f"{mean:.5f}", left=clock.left(), refresh=False)
-                if first_process and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                    progress.step, progress.total = step, _finite(total.item(), epoch, step)
-                    save()
-                    saved_at = time.monotonic()
-            line: dict[str, float] = {
-                "epoch": epoch + 1,
-                "loss": _finite(total.item() / steps, epoch, steps),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-            }
+            loss = self._epoch(bar, stage, epoch, epoch - first, optimizer, parameters)
             progress.epochs, progress.step, progress.total = epoch + 1, 0, 0.0
-            if board is not None:
-                if (epoch + 1) % validate_every == 0 or epoch + 1 == end:
-                    line |= training.measure(averaged.module, stage)
-                board.draw(epoch + 1, line, training.picture(averaged.module, stage))
+            if self.board is not None:
+                rate = optimizer.param_groups[0]["lr"]
+                line = {"epoch": epoch + 1, "loss": loss, "learning_rate": rate}
+                if (epoch + 1) % self.validate_every == 0 or epoch + 1 == end:
+                    line |= self.training.measure(self.averaged.module, stage)
+                picture = self.training.picture(self.averaged.module, stage)
+                self.board.draw(epoch + 1, line, picture)
                 progress.curve.append(line)
-                save()
-                board.write(progress)
+                self._save(optimizer)
+                self.board.write(progress)
                 tqdm.write(json.dumps(line))
-            accelerator.wait_for_everyone()
-        first = last
-    if board is not None:
-        board.close()
-    return averaged.module
+            self.accelerator.wait_for_everyone()
+
+    def _epoch(
+        self,
+        bar: tqdm[Any],
+        stage: Stage,
+        epoch: int,
+        of_stage: int,
+        optimizer: Adam | AdamW,
+        parameters: list[nn.Parameter],
+    ) -> float:
+        """The steps of an epoch that are left; returns the mean loss of all of them."""
+        progress, accelerator = self.progress, self.accelerator
+        steps = self.training.steps(stage)
+        falls = tuple(milestone * steps for milestone in stage.milestones)
+        total = torch.tensor(progress.total, dtype=torch.float64, device=accelerator.device)
+        saved_at = time.monotonic()
+        for step, batch in enumerate(bar, progress.step + 1):
+            torch.manual_seed(_step_seed(self.seed, epoch, step, accelerator.process_index))
+            rate = schedule(of_stage * steps + step, steps * stage.epochs, falls)
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate * rate
+            loss = self.training.loss(batch, stage)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+            optimizer.step()
+            self.averaged.update_parameters(self.training.module)
+            total += accelerator.reduce(loss.detach().double(), "mean")
+            self.clock.tick()
+            if step % _READ_EVERY == 0:
+                mean = _finite(total.item() / step, epoch, step)
+                bar.set_postfix(loss=f"{mean:.5f}", left=self.clock.left(), refresh=False)
+            if self.board is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                progress.step, progress.total = step, _finite(total.item(), epoch, step)
+                self._save(optimizer)
+                saved_at = time.monotonic()
+        return _finite(total.item() / steps, epoch, steps)
+
+    def _save(self, optimizer: Adam | AdamW) -> None:
+        """Write a checkpoint; a kill while writing leaves the one before."""
+        state = {"module": self.training.module.state_dict()}
+        state |= {"averaged": self.averaged.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"progress": vars(self.progress)}
+        written = self.checkpoint.with_suffix(".part")
+        with written.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        written.replace(self.checkpoint)
 
 
 def schedule(step: int, steps: int, falls: tuple[int, ...] = ()) -> float:
@@ -238,11 +290,11 @@ def _finite(loss: float, epoch: int, step: int) -> float:
 class _Clock:
     """How long the steps that are left will take, at the pace of those since the start."""
 
-    def __init__(self, steps: int) -> None:
-        self._left, self._done, self._start = steps, 0, time.monotonic()
+    def __init__(self) -> None:
+        self._left, self._done, self._start = 0, 0, time.monotonic()
 
-    def skip(self, steps: int) -> None:
-        self._left -= steps
+    def add(self, steps: int) -> None:
+        self._left += steps
 
     def tick(self) -> None:
         self._left -= 1
@@ -272,16 +324,6 @@ def _restore(
             f"{path} is damaged or of another version ({type(error).__name__}: {reason[:100]}): "
             "remove it to begin this training anew"
         ) from error
-
-
-def _save_atomically(state: dict[str, Any], path: Path) -> None:
-    """A kill while writing leaves the checkpoint before."""
-    written = path.with_suffix(".part")
-    with written.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    written.replace(path)
 
 
 class _Board:
