@@ -29,7 +29,7 @@ from models.skeletons import COCO, Skeleton
 from models.training.datasets import read_keypoints
 from models.training.drawing import people_grid
 from models.training.engine import accelerator_of, fit, launch
-from models.training.people import MEMORY, People, Samples, in_order, loader
+from models.training.people import MEMORY, People, Samples, in_order, loader, random_affines
 from models.training.precision import mixed_precision
 from models.training.recipes import PoseRecipe, RecipeError, Stage, TokenizerRecipe
 
@@ -377,23 +377,12 @@ def augment_poses(
     """
     rng = np.random.default_rng((recipe.seed, epoch + 1))
     corners = torch.from_numpy(np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1))
-    centres, sizes = geometry.crop_regions(corners, input_size, 1.25)
-    scales, degrees = input_size[0] / sizes[:, 0], torch.zeros(len(boxes))
+    augmentation = recipe.augmentation if epoch >= 0 else None
     points, labelled = torch.from_numpy(keypoints[..., :2]), torch.from_numpy(keypoints[..., 2] > 0)
-    if epoch >= 0:
-        varied, count = recipe.augmentation, len(boxes)
-        scales = scales / torch.from_numpy(
-            1 + rng.normal(0, varied.scale / 2, count).clip(-varied.scale, varied.scale)
-        )
-        limit = 1.5 * varied.rotation
-        turned = rng.random(count) < varied.rotation_probability
-        degrees = torch.from_numpy(turned * rng.normal(0, limit / 2.25, count).clip(-limit, limit))
-        centres = centres + sizes * torch.from_numpy(
-            rng.uniform(-varied.shift, varied.shift, (count, 2))
-        )
-    moved = geometry.apply_affines(geometry.affines(centres, scales, input_size, degrees), points)
-    if epoch >= 0:
-        mirrored = torch.from_numpy(rng.random(len(boxes)) < recipe.augmentation.flip_probability)
+    affines = random_affines(corners, input_size, 1.25, augmentation, rng)
+    moved = geometry.apply_affines(affines, points)
+    if augmentation is not None:
+        mirrored = torch.from_numpy(rng.random(len(boxes)) < augmentation.flip_probability)
         mirror = list(skeleton.mirrored)
         flipped = moved[:, mirror] * moved.new_tensor([-1, 1])
         flipped[..., 0] += input_size[0] - 1

@@ -165,7 +165,10 @@ class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         if self.augmentation is not None:
             upper = np.array(self.people.skeleton.upper_body)
             box = _half_body(box, keypoints, labelled, upper, self.augmentation, rng)
-        affine = random_affine(box, self.input_size, self.padding, self.augmentation, rng)
+        boxes = torch.from_numpy(box)[None]
+        [affine] = random_affines(
+            boxes, self.input_size, self.padding, self.augmentation, rng
+        ).numpy()
         picture = self.people.image(index)
         crop = cv2.warpAffine(picture, affine, self.input_size, flags=cv2.INTER_LINEAR)
         moved = keypoints @ affine[:, :2].T + affine[:, 2]
@@ -227,26 +230,37 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def random_affine(
-    box: npt.NDArray[np.float32],
+def random_affines(
+    boxes: Tensor,
     input_size: tuple[int, int],
     padding: float,
     augmentation: Augmentation | None,
     rng: np.random.Generator,
-) -> npt.NDArray[np.float64]:
-    """The `(2, 3)` map from image to crop pixels, varied by the augmentation."""
-    centre, size = geometry.crop_regions(torch.from_numpy(box), input_size, padding)
-    scale, degrees = input_size[0] / size[0], torch.zeros(())
-    if augmentation is not None:
-        spread = augmentation.scale
-        scale = scale / float(np.clip(1 + rng.normal(0, spread / 2), 1 - spread, 1 + spread))
-        if rng.random() < augmentation.rotation_probability:
-            limit = augmentation.rotation
-            degrees += float(np.clip(rng.normal(0, limit / 1.5), -1.5 * limit, 1.5 * limit))
-        centre = centre + size * torch.from_numpy(
-            rng.uniform(-augmentation.shift, augmentation.shift, 2)
-        )
-    return geometry.affines(centre, scale, input_size, degrees).numpy()
+) -> Tensor:
+    """The maps from image to crop pixels, varied by the augmentation.
+
+    Args:
+        boxes: `(N, 4)` as `x1, y1, x2, y2` in image pixels.
+        input_size: width and height of the crops.
+        padding: how much larger than the box the crop is.
+        augmentation: how they are varied; None for plain crops.
+        rng: of everything random.
+
+    Returns:
+        `(N, 2, 3)` float64.
+    """
+    centres, sizes = geometry.crop_regions(boxes, input_size, padding)
+    scales = input_size[0] / sizes[:, 0]
+    if augmentation is None:
+        return geometry.affines(centres, scales, input_size)
+    count, spread, limit = len(boxes), augmentation.scale, 1.5 * augmentation.rotation
+    changes = 1 + rng.normal(0, spread / 2, count).clip(-spread, spread)
+    turned = rng.random(count) < augmentation.rotation_probability
+    degrees = turned * rng.normal(0, limit / 2.25, count).clip(-limit, limit)
+    shifts = rng.uniform(-augmentation.shift, augmentation.shift, (count, 2))
+    centres = centres + sizes * torch.from_numpy(shifts)
+    scales = scales / torch.from_numpy(changes)
+    return geometry.affines(centres, scales, input_size, torch.from_numpy(degrees))
 
 
 def _half_body(
