@@ -19,7 +19,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,12 @@ BACKBONE, PYRAMID = "regnetx_002", 64
 START = "study-start"
 #: Side of the square input to epochs: width and height where it is not square.
 SIZES = {64: (64, 64), 128: (128, 128), 256: (192, 256)}
-#: Fewer where an epoch costs more: only variants of one size are compared.
-EPOCHS, LEARNING_RATE = {64: 6, 128: 3, 256: 2}, 0.001
+#: Fewer where an epoch costs more, and there only heads learn: variants of one size are compared.
+STAGES = {
+    64: Stage(6, 0.001),
+    128: Stage(3, 0.001, frozen=True),
+    256: Stage(3, 0.001, frozen=True),
+}
 #: The side of the grey square of the occlusion test, as a share of the root of the box's area.
 OCCLUSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -94,12 +98,12 @@ def recipe(name: str, architecture: Architecture, size: int, seed: int) -> PoseR
         architecture=architecture,
         train={"coco-train": 1.0, "coco-extra": 1.0},
         validate="coco-dev",
-        stages=(Stage(EPOCHS[size], LEARNING_RATE),),
+        stages=(STAGES[size],),
         batch=32,
         ema=0.995,
         seed=seed,
         start=START,
-        validate_every=EPOCHS[size],
+        validate_every=STAGES[size].epochs,
         augmentation=Augmentation(
             scale=0.3,
             rotation=30.0,
@@ -271,7 +275,8 @@ def report(arguments: argparse.Namespace) -> None:
     occlusion = json.loads((arguments.runs / "occlusion.json").read_text())
     costs = json.loads((arguments.runs / "cost.json").read_text())
     hardware = f"{os.cpu_count()} cores {platform.machine()}, torch {torch.__version__}"
-    record = {"hardware": hardware, "epochs": EPOCHS, "trainings": results}
+    stages = {size: asdict(stage) for size, stage in STAGES.items()}
+    record = {"hardware": hardware, "stages": stages, "trainings": results}
     record |= {"occlusion": occlusion, "milliseconds": costs}
     (arguments.docs / "study.json").write_text(json.dumps(record, indent=1) + "\n")
     for size in sorted({result["size"] for result in results}):
