@@ -6,8 +6,9 @@ with notes beside it (mmpose 0.x and 1.x, PCT, training checkpoints), or under `
 Reading one never runs what is in it.
 
 The names of HRNet, SimpleBaselines, SimDR/SimCC (leeyegy/SimCC), their mmpose 0.x and 1.x versions
-(`backbone.`, `head.` or `keypoint_head.`) and PCT are told apart by their prefixes alone, so that
-one list of rules serves them all. Values are taken over as they are.
+(`backbone.`, `head.` or `keypoint_head.`), PCT, ViTPose and TokenPose are told apart by their
+prefixes alone, so that one list of rules serves them all. Values are taken over as they are, except
+for a ViT's positions and TokenPose's queries: see `_positions` and `_queries`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from models.network import Architecture
 _INSIDE = ("best_state_dict", "state_dict", "model")
 
 #: What is left out: PCT's second, identical backbone, which only its training reads; tables that
-#: are computed from the window size; what mmpose normalises pictures with.
+#: are computed from the window size; what mmpose normalises pictures with; ViTPose's class token,
+#: which no block sees, and the heads of the other sets that some of it was trained on.
 _LEFT_OUT = re.compile(
-    r"(module\.)?(extra_backbone|data_preprocessor)\.|.*\.relative_(coords_table|position_index)$"
+    r"(module\.)?(extra_backbone|data_preprocessor|associate_keypoint_heads)\."
+    r"|(module\.)?backbone\.cls_token$"
+    r"|.*\.relative_(coords_table|position_index)$"
 )
 
 #: How many batches a batch norm has seen: nothing reads it, and PyTorch before 0.4.1 had none.
@@ -68,6 +72,32 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<=^network\.backbone)\.conv2\.conv\.", ".conv_head."),
     (r"(?<=^network\.backbone)\.conv(\d)\.bn\.", r".bn\1."),
     (r"(?<=^network\.backbone)\.layer(\d)\.(\d)\.conv\.(\d)\.(conv|bn)\.", _mobilenet_block),
+    # ViTPose: its authors' names are timm's but for the last norm; then mmpose's, without a rule
+    # for `layers` alone, which are a Swin's stages too.
+    (r"(?<=^network\.backbone\.)(last_norm|ln1)\.", "norm."),
+    (r"(?<=^network\.backbone\.)patch_embed\.projection\.", "patch_embed.proj."),
+    (r"(?<=^network\.backbone\.)layers\.(\d+)\.(?=attn\.|ffn\.|ln)", r"blocks.\1."),
+    (r"(?<=^network\.backbone\.)(blocks\.\d+\.)ln([12])\.", r"\1norm\2."),
+    (r"(?<=^network\.backbone\.)(blocks\.\d+\.)ffn\.layers\.0\.0\.", r"\1mlp.fc1."),
+    (r"(?<=^network\.backbone\.)(blocks\.\d+\.)ffn\.layers\.1\.", r"\1mlp.fc2."),
+    # TokenPose-S, whose whole network is called `features`.
+    (r"^network\.backbone\.features\.mlp_head\.", "network.head.mlp_head."),
+    (r"^network\.backbone\.features\.keypoint_token$", "network.tokens.joint_tokens"),
+    (r"^network\.backbone\.features\.pos_embedding$", "network.tokens.positions"),
+    (r"^network\.backbone\.features\.patch_to_embedding\.", "network.tokens.embed."),
+    (r"^network\.backbone\.features\.transformer\.layers\.", "network.tokens.blocks."),
+    (r"^network\.backbone\.features\.", "network.backbone."),
+    *(
+        (rf"(?<=^network\.tokens\.blocks\.)(\d+)\.{theirs}\.", rf"\1.{ours}.")
+        for theirs, ours in (
+            (r"0\.fn\.norm", "norm1"),
+            (r"0\.fn\.fn\.to_qkv", "attn.qkv"),
+            (r"0\.fn\.fn\.to_out\.0", "attn.proj"),
+            (r"1\.fn\.norm", "norm2"),
+            (r"1\.fn\.fn\.net\.0", "mlp.fc1"),
+            (r"1\.fn\.fn\.net\.3", "mlp.fc2"),
+        )
+    ),
 )
 
 
@@ -223,6 +253,8 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if all(key.startswith(("network.", "representation.")) for key in tensors):
         return dict(tensors)
+    # Only ViTPose's authors call the last norm so.
+    added = any(key.endswith("backbone.last_norm.weight") for key in tensors)
     renamed: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if _LEFT_OUT.match(key):
@@ -230,6 +262,10 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours = _renamed(key)
         if ours in renamed:
             raise WeightsError(f"two keys of the checkpoint, the second {key}, become {ours}")
+        if ours == "network.backbone.pos_embed":
+            value = _positions(value, added)
+        elif key.endswith(".fn.fn.to_qkv.weight"):
+            value = _queries(value)
         renamed[ours] = value
     return renamed
 
@@ -238,6 +274,36 @@ def _renamed(key: str) -> str:
     for pattern, replacement in _RULES:
         key = re.sub(pattern, replacement, key)
     return key
+
+
+def _positions(embedding: Tensor, added: bool) -> Tensor:
+    """A ViT's positions `(1, P, C)` of the patches alone.
+
+    The published `(1, P + 1, C)` begin with a class token's, although ViTPose has no class token.
+    P is even: both sides of a crop are multiples of 32 in practice, and of 16 always.
+
+    Args:
+        embedding: as in the file.
+        added: whether the class token's is added to all, as ViTPose's authors do (`ViT` of
+            github.com/ViTAE-Transformer/ViTPose), or not read, as in mmpose
+            (`VisionTransformer` of mmpretrain, `with_cls_token=False`).
+    """
+    if embedding.ndim != 3 or embedding.shape[1] % 2 == 0:
+        return embedding
+    patches = embedding[:, 1:]
+    return patches + embedding[:, :1] if added else patches
+
+
+def _queries(weight: Tensor) -> Tensor:
+    """TokenPose-S's weights `(3 * C, C)` of queries, keys and values for attention as in its paper.
+
+    Its code divides by the root of the whole width, the paper by that of a head's, an eighth of it
+    (`Attention` of github.com/leeyegy/TokenPose, `scale_with_head`): the queries make up for it.
+    """
+    if weight.ndim != 2:
+        return weight
+    queries, others = weight.tensor_split([len(weight) // 3])
+    return torch.cat((queries * 8**-0.5, others))
 
 
 def with_counters(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

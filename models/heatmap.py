@@ -213,6 +213,28 @@ class HeatmapHead(nn.Module):
         return cast(Tensor, self.final_layer(features))
 
 
+class UpsamplingHeatmapHead(nn.Module):
+    """Coarse features to maps by interpolation and one 3x3 convolution.
+
+    The "simple decoder" of Xu et al., "ViTPose" (NeurIPS 2022), section 3.1: `(N, C, h, w)` to
+    `(N, K, h * upsampling, w * upsampling)`.
+    """
+
+    def __init__(self, channels: int, joints: int, upsampling: int) -> None:
+        super().__init__()
+        self.upsampling = upsampling
+        self.final_layer = nn.Conv2d(channels, joints, 3, padding=1)
+        nn.init.normal_(self.final_layer.weight, std=0.001)
+        nn.init.zeros_(self.final_layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        fine = nn.functional.interpolate(
+            features.relu(), scale_factor=self.upsampling, mode="bilinear"
+        )
+        return cast(Tensor, self.final_layer(fine))
+
+
 class TokenHeatmapHead(nn.Module):
     """A vector for each joint to its map (TokenPose, section 3.3): `(N, K, D) -> (N, K, h, w)`.
 
@@ -245,6 +267,7 @@ class Heatmap:
         unbiased: whether the targets keep sub-pixel centres.
         method: how a heatmap is decoded.
         blur_kernel: DARK's blur in heatmap pixels.
+        upsampling: how many times finer the maps are than the features that the head reads.
     """
 
     input_size: tuple[int, int]
@@ -253,14 +276,17 @@ class Heatmap:
     unbiased: bool = True
     method: Method = "dark"
     blur_kernel: int = 11
+    upsampling: int = 1
 
     @property
     def feature_stride(self) -> int:
         """The stride of the features that the head wants."""
-        return self.stride
+        return self.stride * self.upsampling
 
-    def head(self, channels: int, joints: int) -> HeatmapHead:
+    def head(self, channels: int, joints: int) -> HeatmapHead | UpsamplingHeatmapHead:
         """A fresh head for features of that many channels."""
+        if self.upsampling > 1:
+            return UpsamplingHeatmapHead(channels, joints, self.upsampling)
         return HeatmapHead(channels, joints)
 
     def token_head(self, width: int) -> TokenHeatmapHead:

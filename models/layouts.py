@@ -45,6 +45,8 @@ _SIMCC = (
 )
 _UPSAMPLING_FREE = ("res50-simcc-upfree", "res101-simcc-upfree", "res152-simcc-upfree")
 _PCT = ("pct-swin-base", "pct-swin-large", "pct-swin-huge")
+_VITPOSE = ("vitpose-s", "vitpose-b", "vitpose-l", "vitpose-h")
+_TOKENPOSE = ("tokenpose-s-v1-heatmap", "tokenpose-s-v2-heatmap")
 
 #: Recipes with variants whose networks have a layout of their own. The head of SimCC tells the size
 #: of the input and k.
@@ -65,6 +67,8 @@ PUBLISHED: tuple[str, ...] = (
     ),
     "mobilenetv2-simcc",
     *(recipe + variants for recipe in _PCT for variants in ("@guided", "")),
+    *(recipe + variants for recipe in _VITPOSE for variants in ("", "@simple", "@mpii")),
+    *_TOKENPOSE,
 )
 
 #: A layout: tensors without numbers.

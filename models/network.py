@@ -168,7 +168,9 @@ class Network(nn.Module):
         except RuntimeError as error:
             raise ArchitectureError(f"backbone: {error}") from error
         self.strides = tuple(channels)
-        self.stride = stride * (Deconvolution.SCALE if architecture.deconvolution else 1)
+        self.stride = stride
+        if architecture.deconvolution is not None:
+            self.stride *= architecture.deconvolution.scale
         if self.stride not in channels:
             raise ArchitectureError(
                 f"{architecture.backbone} has features of stride {sorted(channels)}, "

@@ -28,8 +28,9 @@ class JointTokens(nn.Module):
 
     Li et al., "TokenPose: Learning Keypoint Tokens for Human Pose Estimation" (ICCV 2021),
     section 3: patches and learnt joint tokens go through one transformer; the patches' sine
-    positions are added before every block. Attention is scaled by the width of a head, as the paper
-    says; its released TokenPose-S scales by the whole width, which scaled query weights make good.
+    positions are added before every block, and kept with the weights as in the released files.
+    Attention is scaled by the width of a head, as the paper says; the released TokenPose-S scales
+    by the whole width, which is made good when its files are read.
 
     Args:
         channels: channels of the features.
@@ -56,9 +57,9 @@ class JointTokens(nn.Module):
             )
         self.joint_tokens = nn.Parameter(torch.empty(1, joints, size.width))
         nn.init.trunc_normal_(self.joint_tokens, std=0.02)
-        self.embed = nn.Conv2d(channels, size.width, patch[::-1], patch[::-1])
-        positions = functional.pad(sine_positions(columns, rows, size.width), (0, 0, joints, 0))
-        self.register_buffer("positions", positions[None], persistent=False)
+        self.grid, self.patch = (rows, columns), patch[::-1]
+        self.embed = nn.Linear(channels * patch[0] * patch[1], size.width)
+        self.register_buffer("positions", sine_positions(columns, rows, size.width)[None])
         self.blocks = nn.ModuleList(
             Block(size.width, size.heads, size.mlp_ratio, norm_layer=nn.LayerNorm)
             for _ in range(size.blocks)
@@ -66,11 +67,15 @@ class JointTokens(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`(N, C, h, w)` to `(N, K, width)`."""
-        patches = self.embed(features).flatten(2).mT
+        (rows, columns), (height, width) = self.grid, self.patch
+        pixels = features.reshape(-1, features.shape[1], rows, height, columns, width)
+        # The released order: patch by patch, each row by row, a pixel's channels together.
+        patches = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         joints = self.joint_tokens.expand(len(features), -1, -1)
-        tokens = torch.cat((joints, patches), 1)
+        tokens = torch.cat((joints, self.embed(patches)), 1)
+        positions = functional.pad(self.positions, (0, 0, joints.shape[1], 0))
         for block in self.blocks:
-            tokens = block(tokens + self.positions)
+            tokens = block(tokens + positions)
         return tokens[:, : joints.shape[1]]
 
 
