@@ -4,7 +4,8 @@ Several published models are equal in keys and shapes and differ in meaning. The
 say which one it is, and what is taken is:
 
 * the size 256x192 of heatmap networks of HRNet and ResNets, which run at any size (384x288, 64x64
-  and 128x128 are published too); MPII's 16 joints come at 256x256, and Swin at 256x256;
+  and 128x128 are published too); MPII's 16 joints come at 256x256, and Swin at 256x256; ViTPose's
+  positions tell that it runs at 256x192;
 * decoding by DARK, whose Taylor step also helps maps that were trained without it; so are UDP's
   checkpoints;
 * SimDR (`equal`) for SimCC in the names of its authors, whose scores then order people rightly even

@@ -42,6 +42,7 @@ def build(table: dict[str, Any]) -> Network:
         ("tokenpose-s-v2-heatmap", ("64x64", "384x288")),
         ("swin-base-heatmap", ("256x192", "384x288")),
         ("pct-swin-base", ("64x64",)),
+        ("vitpose-s", ("256x192", "384x288")),
     ],
 )
 def test_every_system_works_at_every_input_size(recipe: str, sizes: Iterable[str]) -> None:
@@ -88,6 +89,9 @@ PATCHES = {"patch_width": 4, "patch_height": 4, "blocks": 1}
         ({"pyramid": 16, "deconvolution": {"width": 8}}, "exclude each other"),
         ({"deconvolution": {"depth": 8}}, "unexpected keyword argument 'depth'"),
         ({"deconvolution": {"kernel": 3}}, "kernel must be 2 or 4, not 3"),
+        ({"deconvolution": {"layers": 0}}, "layers must be 1 or more, not 0"),
+        ({"backbone": "pose_vit_small", "input_size": [64, 72]}, "64x72 do not divide into"),
+        ({"backbone": "pose_vit_small"}, r"stride \[16\], not 4"),
         ({"backbone": "hrnet_stem", "deconvolution": {"width": 8}}, r"stride \[4\], not 32"),
         ({"tokens": PATCHES | {"patch_width": 3}}, "16x16 do not divide into patches of 3x4"),
     ],

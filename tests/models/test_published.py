@@ -36,7 +36,9 @@ def test_inputs_are_as_the_file_names_say() -> None:
         width, height = card.input_size
         assert card.name.endswith(f"-{height}x{width}")
         sizes = re.findall(r"\d+x\d{3}", str(card.source))
-        assert sizes == [f"{height}x{width}"] or card.backbone == "pct_swin_base"
+        # The files of PCT and ViTPose's authors have no size in their names.
+        own = card.name.startswith(("official-swin", "official-vitpose"))
+        assert sizes == ([] if own else [f"{height}x{width}"])
 
 
 def test_dark_models_are_decoded_by_dark_and_blurred_by_their_sigma() -> None:
@@ -48,7 +50,7 @@ def test_dark_models_are_decoded_by_dark_and_blurred_by_their_sigma() -> None:
     }
     for name, decoder in heatmaps.items():
         assert isinstance(decoder, Heatmap)
-        assert decoder.method == ("dark" if "-dark-" in name else "shift")
+        assert decoder.method == ("dark" if "-dark-" in name or "-vitpose-" in name else "shift")
         if decoder.method == "dark":
             assert decoder.blur_kernel == {2.0: 11, 3.0: 17}[decoder.sigma]
 
@@ -71,7 +73,15 @@ def test_an_entry_that_cannot_be_read_is_named(
         published.read()
 
 
-@pytest.mark.parametrize("name", ["mmpose-hrnet-w32-256x192", "official-sa-simdr-w48-384x288"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mmpose-hrnet-w32-256x192",
+        "official-sa-simdr-w48-384x288",
+        "mmpose-vitpose-b-256x192",
+        "mmpose-vitpose-s-simple-256x192",
+    ],
+)
 def test_costs_are_those_that_are_counted(name: str) -> None:
     assert catalogue.complexity_of(name) == complexity(models.card(name))
 
@@ -86,7 +96,11 @@ def test_models_of_one_recipe_cost_the_same_as_it() -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("official-res50-256x192", "BGR"), ("mmpose-hrnet-w48-udp-256x192", "UDP")],
+    [
+        ("official-res50-256x192", "BGR"),
+        ("mmpose-hrnet-w48-udp-256x192", "UDP"),
+        ("official-vitpose-b-256x192", "UDP"),
+    ],
 )
 def test_a_model_of_another_input_is_not_loaded_by_its_name(name: str, reason: str) -> None:
     with pytest.raises(models.WeightsError, match=f"{name} cannot be loaded by its name.*{reason}"):

@@ -68,6 +68,8 @@ def test_every_recipe_is_valid_and_builds(name: str) -> None:
         "pct-swin-base-tokenizer",
         "pct-swin-base",
         "pct-small",
+        "vitpose-s",
+        "vitpose-s@simple",
     ],
 )
 def test_gradients_reach_all_that_a_recipe_trains(name: str) -> None:

@@ -22,7 +22,7 @@ from models.training.loop import card_of
 
 from .recipes_support import read
 
-#: Height and width of a patch: `PATCH_SIZE` of tokenpose_s_v*_256_192_*.yaml, which has width first.
+#: Height and width of a patch: `PATCH_SIZE` of tokenpose_s_v*_256_192_*.yaml, there width first.
 PATCHES = {"v1": (4, 3), "v2": (2, 2)}
 WIDTH, HEADS, JOINTS = 192, 8, 17
 

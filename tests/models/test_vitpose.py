@@ -1,8 +1,8 @@
 """ViTPose's published layouts fit our networks, which compute what their authors' do.
 
-No layout of ViTPose is in ../shared/reference. Names, shapes and the order of computation are written
-down here a second time, from `ViT` and `TopdownHeatmapSimpleHead` of ViTAE-Transformer/ViTPose, and
-from mmpose's td-hm_ViTPose-* with mmpretrain's `VisionTransformer`.
+No layout of ViTPose is in ../shared/reference. Names, shapes and the order of computation are
+written down here a second time, from `ViT` and `TopdownHeatmapSimpleHead` of
+ViTAE-Transformer/ViTPose, and from mmpose's td-hm_ViTPose-* with mmpretrain's `VisionTransformer`.
 """
 
 from __future__ import annotations
@@ -117,6 +117,9 @@ def heatmaps(weights: dict[str, Tensor], publisher: str, heads: int, crop: Tenso
         weight, bias = both(name)
         return (x - mean) / (variance + 1e-6).sqrt() * weight + bias
 
+    def projected(x: Tensor, name: str) -> Tensor:
+        return functional.linear(x, *both(name))
+
     maps = functional.conv2d(crop, *both(f"backbone.{names.patch}"), stride=16, padding=2)
     people, width, rows, columns = maps.shape
     x = maps.flatten(2).transpose(1, 2)
@@ -127,18 +130,16 @@ def heatmaps(weights: dict[str, Tensor], publisher: str, heads: int, crop: Tenso
     index = 0
     while f"backbone.{names.block}.{index}.attn.qkv.weight" in weights:
         block = f"backbone.{names.block}.{index}."
-        mixed = functional.linear(normalised(x, block + names.norm + "1"), *both(block + "attn.qkv"))
+        mixed = projected(normalised(x, block + names.norm + "1"), block + "attn.qkv")
         queries, keys, values = (
             part.unflatten(2, (heads, -1)).transpose(1, 2) for part in mixed.chunk(3, -1)
         )
         attention = (queries @ keys.transpose(2, 3) / math.sqrt(width / heads)).softmax(-1)
         seen = (attention @ values).transpose(1, 2).flatten(2)
-        x = x + functional.linear(seen, *both(block + "attn.proj"))
-        hidden = functional.linear(
-            normalised(x, block + names.norm + "2"), *both(block + names.hidden)
-        )
+        x = x + projected(seen, block + "attn.proj")
+        hidden = projected(normalised(x, block + names.norm + "2"), block + names.hidden)
         hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
-        x = x + functional.linear(hidden, *both(block + names.output))
+        x = x + projected(hidden, block + names.output)
         index += 1
     x = normalised(x, f"backbone.{names.last}")
     maps = x.transpose(1, 2).reshape(people, width, rows, columns)
