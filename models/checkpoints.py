@@ -280,7 +280,7 @@ def _positions(embedding: Tensor, added: bool) -> Tensor:
     """A ViT's positions `(1, P, C)` of the patches alone.
 
     The published `(1, P + 1, C)` begin with a class token's, although ViTPose has no class token.
-    P is even: both sides of a crop are multiples of 32 in practice, and of 16 always.
+    An odd number tells that it is there: P is even at every published size.
 
     Args:
         embedding: as in the file.
