@@ -6,8 +6,8 @@ with notes beside it (mmpose 0.x and 1.x, PCT, training checkpoints), or under `
 Reading one never runs what is in it.
 
 The names of HRNet, SimpleBaselines, SimDR/SimCC (leeyegy/SimCC), their mmpose 0.x and 1.x versions
-(`backbone.`, `head.` or `keypoint_head.`) and PCT are told apart by their prefixes alone, so that
-one list of rules serves them all. Values are taken over as they are.
+(`backbone.`, `head.` or `keypoint_head.`), RTMPose and PCT are told apart by their prefixes alone,
+so that one list of rules serves them all. Values are taken over as they are.
 """
 
 from __future__ import annotations
@@ -68,6 +68,12 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?<=^network\.backbone)\.conv2\.conv\.", ".conv_head."),
     (r"(?<=^network\.backbone)\.conv(\d)\.bn\.", r".bn\1."),
     (r"(?<=^network\.backbone)\.layer(\d)\.(\d)\.conv\.(\d)\.(conv|bn)\.", _mobilenet_block),
+    # mmpose's CSPNeXt in timm's names; HRNet's stages have branches and fuse layers.
+    (r"(?<=^network\.backbone)\.stem\.(?=\d\.)", ".model.stem."),
+    (
+        r"(?<=^network\.backbone)\.stage(\d)\.(?=\d\.(?!branches\.|fuse_layers\.))",
+        lambda found: f".model.stages.{int(found[1]) - 1}.",
+    ),
 )
 
 

@@ -44,6 +44,7 @@ _SIMCC = (
     *("simba-res50-simcc", "simba-res101-simcc", "simba-res152-simcc"),
 )
 _UPSAMPLING_FREE = ("res50-simcc-upfree", "res101-simcc-upfree", "res152-simcc-upfree")
+_RTMPOSE = ("rtmpose-t", "rtmpose-s", "rtmpose-m", "rtmpose-l")
 _PCT = ("pct-swin-base", "pct-swin-large", "pct-swin-huge")
 
 #: Recipes with variants whose networks have a layout of their own. The head of SimCC tells the size
@@ -64,6 +65,7 @@ PUBLISHED: tuple[str, ...] = (
         for variants in ("@equal", "@equal@128x128", "@equal@64x64")
     ),
     "mobilenetv2-simcc",
+    *(recipe + variants for recipe in _RTMPOSE for variants in ("", "@384x288")),
     *(recipe + variants for recipe in _PCT for variants in ("@guided", "")),
 )
 

@@ -96,6 +96,12 @@ LAYOUTS = {
     "mmpose__td-hm_res101_256x192": "simba-res101-heatmap",
     "mmpose__td-hm_res152_256x192": "simba-res152-heatmap",
     "mmpose__simcc_mobilenetv2_wo-deconv_256x192": "mobilenetv2-simcc",
+    "mmpose__rtmpose-t_256x192": "rtmpose-t",
+    "mmpose__rtmpose-s_256x192": "rtmpose-s",
+    "mmpose__rtmpose-m_256x192": "rtmpose-m",
+    "mmpose__rtmpose-m_384x288": "rtmpose-m@384x288",
+    "mmpose__rtmpose-l_256x192": "rtmpose-l",
+    "mmpose__rtmpose-l_384x288": "rtmpose-l@384x288",
     "mmpose__simcc_res50_256x192": "simba-res50-simcc",
     "mmpose__simcc_res50_384x288": "simba-res50-simcc@384x288",
     "simdr_official__coco_nmt_w32_64x64": "hrnet-w32-simcc@equal@64x64",
@@ -141,12 +147,6 @@ def test_a_published_layout_fits_key_for_key(layout: str) -> None:
 
 #: Published layouts that no network of ours has yet.
 NOT_YET = {
-    "mmpose__rtmpose-t_256x192",
-    "mmpose__rtmpose-s_256x192",
-    "mmpose__rtmpose-m_256x192",
-    "mmpose__rtmpose-m_384x288",
-    "mmpose__rtmpose-l_256x192",
-    "mmpose__rtmpose-l_384x288",
     "pct_official__pct_base_tokenizer",
     "pct_official__pct_base_woimgguide_tokenizer",
     "pct_official__pct_large_tokenizer",
@@ -179,9 +179,9 @@ def test_a_published_layout_is_identified(layout: str) -> None:
         # The head tells the size and k, and mmpose's names how it was trained.
         assert theirs.input_size == ours.input_size
         assert theirs.options["k"] == ours.options["k"]
-        assert (theirs.options["smoothing"] == "gaussian") == (
-            layout.startswith("mmpose") or "split1_5" in layout
-        )
+        gaussian = layout.startswith("mmpose") or "split1_5" in layout
+        known = "ordinal" if "rtmpose" in layout else "gaussian" if gaussian else "equal"
+        assert theirs.options["smoothing"] == known
     else:
         assert theirs.options.get("method", "dark") == "dark"
 
@@ -242,6 +242,10 @@ def test_a_partial_file_names_what_is_missing_and_the_nearest(tmp_path: Path) ->
             "simcc_mobilenetv2_256x192",
             "mmpose__simcc_mobilenetv2_wo-deconv_256x192",
         ),
+        ("nets_mmpose", "rtmpose-t_256x192", "mmpose__rtmpose-t_256x192"),
+        ("nets_mmpose", "rtmpose-s_256x192", "mmpose__rtmpose-s_256x192"),
+        ("nets_mmpose", "rtmpose-m_256x192", "mmpose__rtmpose-m_256x192"),
+        ("nets_mmpose", "rtmpose-l_256x192", "mmpose__rtmpose-l_256x192"),
     ],
 )
 def test_networks_agree_with_the_authors(
