@@ -20,14 +20,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from models.backbones import build_backbone
 from models.checkpoints import differences, differing, rename, with_counters
-from models.network import Architecture
+from models.network import Architecture, build_representation
+from models.pct import PCT
 from models.pose_model import Card, PoseModel
 from models.skeletons import MPII
 from models.training import recipes
@@ -68,6 +69,9 @@ PUBLISHED: tuple[str, ...] = (
     *(recipe + variants for recipe in _RTMPOSE for variants in ("", "@384x288")),
     *(recipe + variants for recipe in _PCT for variants in ("@guided", "")),
 )
+
+#: How the keys of PCT's tokenizer begin.
+TOKENIZER = "representation.tokenizer."
 
 #: A layout: tensors without numbers.
 Layout = dict[str, Tensor]
@@ -131,6 +135,19 @@ def identify(tensors: Mapping[str, Tensor], known: Mapping[str, Architecture]) -
     return Nearest(name, layouts[name], unlike)
 
 
+def identify_tokenizer(tensors: Mapping[str, Tensor]) -> Nearest:
+    """The layout of a file of PCT's tokenizer alone; see `identify`.
+
+    Without image guidance the tokenizers of all backbones are one layout, and the first is named.
+
+    Args:
+        tensors: the file's, under the keys of `PoseModel.module()`.
+    """
+    layouts = {name: _tokenizer(name) for name in PUBLISHED if name.startswith(_PCT)}
+    name = _nearest(tensors, layouts.items())
+    return Nearest(name, architecture_of(name), differences(tensors, layouts[name]))
+
+
 def _nearest(tensors: Mapping[str, Tensor], layouts: Iterable[tuple[str, Layout]]) -> str:
     """The name of the first layout that fits, else of the one with the fewest differences."""
     unlike: dict[str, int] = {}
@@ -146,6 +163,13 @@ def _backbone(name: str, input_size: tuple[int, int], prefix: str) -> Layout:
     with torch.device("meta"):
         built, _ = build_backbone(name, input_size)
     return {prefix + key: value for key, value in built.state_dict().items()}
+
+
+@lru_cache
+def _tokenizer(recipe: str) -> Layout:
+    with torch.device("meta"):
+        tokenizer = cast(PCT, build_representation(architecture_of(recipe))).tokenizer
+    return {TOKENIZER + key: value for key, value in tokenizer.state_dict().items()}
 
 
 @lru_cache
