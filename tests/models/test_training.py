@@ -85,6 +85,7 @@ def test_a_training_starts_from_files_too(data: Path, tmp_path: Path) -> None:
         for key, value in tokenizer.items()
     }
     published["extra_backbone.norm.weight"] = torch.ones(3)
+    published["keypoint_head.final_layer.weight"] = torch.ones(17, 16, 1, 1)
     torch.save({"state_dict": published, "meta": {}}, tmp_path / "codes.pth")
     start = loop.train_pose(
         replace(RECIPE, name="start", stages=(Stage(1, 0.001),)), data, tmp_path, "cpu"
