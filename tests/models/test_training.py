@@ -9,7 +9,7 @@ import torch
 
 import models
 from models.checkpoints import WeightsError, read_tensors
-from models.training import loop
+from models.training import loop, recipes
 from models.training.datasets import DatasetError
 from models.training.recipes import RecipeError, Stage, TokenizerRecipe
 from tests.models.training_support import PCT, RECIPE
