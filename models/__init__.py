@@ -7,7 +7,7 @@ This floor knows tensors and nothing else: no web framework, no threads, no sett
 """
 
 from models.calibration import Calibration, CalibrationError
-from models.catalogue import UnknownModelError, card, default, load, names
+from models.catalogue import UnknownModelError, card, default, load, load_tokenizer, names
 from models.checkpoints import WeightsError
 from models.network import REPRESENTATIONS, ArchitectureError
 from models.pose_model import Card, PoseModel
@@ -24,5 +24,6 @@ __all__ = [
     "card",
     "default",
     "load",
+    "load_tokenizer",
     "names",
 ]

@@ -6,18 +6,26 @@ import tomllib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from models import published
 from models.calibration import Calibration, CalibrationError
-from models.checkpoints import WeightsError, read_architecture, read_checkpoint, rename
+from models.checkpoints import (
+    WeightsError,
+    differences,
+    read_architecture,
+    read_checkpoint,
+    read_tensors,
+    rename,
+)
 from models.complexity import Complexity, complexity
 from models.downloads import sha256
-from models.layouts import Nearest, architecture_of, identify
-from models.network import REPRESENTATIONS, Architecture
+from models.layouts import TOKENIZER, architecture_of, identify, identify_tokenizer
+from models.network import REPRESENTATIONS, Architecture, build_representation
+from models.pct import PCT, Tokenizer
 from models.pose_model import Card, PoseModel
 from models.training.recipes import RecipeError
 
@@ -140,8 +148,8 @@ def load(
 
     Raises:
         UnknownModelError: neither the catalogue nor the recipes have such a model.
-        WeightsError: the file is missing, damaged, or does not fit; the model's input needs what
-            is not done here; or neither a name nor a file was given.
+        WeightsError: the file is missing, damaged, or does not fit, or is PCT's tokenizer alone;
+            the model's input needs what is not done here; or neither a name nor a file was given.
     """
     if weights is None:
         if name is None:
@@ -155,15 +163,57 @@ def load(
     return model.to(device, dtype).eval()
 
 
+def load_tokenizer(weights: str | Path, device: str | torch.device = "cpu") -> Tokenizer:
+    """PCT's tokenizer alone, as stage I of its training leaves it: poses to tokens and back.
+
+    Args:
+        weights: a local file, of a training by posemux or published by PCT's authors, with image
+            guidance or without.
+        device: where it computes.
+
+    Returns:
+        The tokenizer in evaluation mode, all weights loaded.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or holds something else or less.
+    """
+    path = Path(weights)
+    tensors = read_tensors(path)
+    others = sorted(key for key in tensors if not key.startswith(TOKENIZER))
+    if others:
+        raise WeightsError(
+            f"{path} is not PCT's tokenizer alone: it has {len(others)} other keys, {others[0]}"
+        )
+    architecture, layout = read_architecture(path), "which its weights file names"
+    if architecture is None:
+        nearest = identify_tokenizer(tensors)
+        architecture, layout = nearest.architecture, f"of {nearest.name}, the nearest known one"
+    part = nn.ModuleDict({"representation": cast(PCT, build_representation(architecture))})
+    if unlike := differences(tensors, part.state_dict()):
+        raise WeightsError(f"{path} does not fit the tokenizer {layout}: {unlike}")
+    part.load_state_dict(tensors)
+    tokenizer = cast(PCT, part["representation"]).tokenizer
+    return tokenizer.to(device).eval().requires_grad_(False)
+
+
 def _load_file(name: str | None, path: Path) -> PoseModel:
     """The pose model of a weights file; see `load`."""
     tensors = read_checkpoint(path)
+    try:
+        renamed = rename(tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    if renamed and all(key.startswith(TOKENIZER) for key in renamed):
+        raise WeightsError(
+            f"{path} is PCT's tokenizer alone, which sees no pictures: stage II of its training "
+            "starts from it (a recipe's `tokenizer`), and models.load_tokenizer reads it"
+        )
     if name is not None:
         chosen = _named(name, path)
     elif (architecture := read_architecture(path)) is not None:
         chosen = _unlisted(path, architecture, "which its weights file names")
     else:
-        nearest = _identify(path, tensors)
+        nearest = identify(tensors, _bundled())
         if nearest.differences:
             raise WeightsError(
                 f"{path} has no known layout; the nearest is {nearest.name}, which differs in "
@@ -173,9 +223,9 @@ def _load_file(name: str | None, path: Path) -> PoseModel:
     if chosen.calibration is not None and sha256(path) != chosen.sha256:
         chosen = replace(chosen, calibration=None)
     try:
-        return PoseModel.fresh(chosen).fill(rename(tensors), path)
+        return PoseModel.fresh(chosen).fill(renamed, path)
     except WeightsError as error:
-        nearest = _identify(path, tensors)
+        nearest = identify(tensors, _bundled())
         raise WeightsError(f"{error}; the nearest known layout is {nearest.name}") from error
 
 
@@ -211,12 +261,9 @@ def _check(entry: Card, path: Path) -> None:
         raise WeightsError(f"{path} is damaged: its sha256 is not {entry.sha256}")
 
 
-def _identify(path: Path, tensors: dict[str, Tensor]) -> Nearest:
-    """The known layout nearest to a file's; see `identify`."""
-    try:
-        return identify(tensors, {name: card(name).architecture for name in bundled()})
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+def _bundled() -> dict[str, Architecture]:
+    """The architectures of the bundled models, which layouts are compared with first."""
+    return {name: card(name).architecture for name in bundled()}
 
 
 def _named(name: str, path: Path) -> Card:

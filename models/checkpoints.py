@@ -6,9 +6,9 @@ with notes beside it (mmpose 0.x and 1.x, PCT, training checkpoints), or under `
 Reading one never runs what is in it.
 
 The names of HRNet, SimpleBaselines, SimDR/SimCC (leeyegy/SimCC), their mmpose 0.x and 1.x versions
-(`backbone.`, `head.` or `keypoint_head.`), PCT, ViTPose and TokenPose are told apart by their
-prefixes alone, so that one list of rules serves them all. Values are taken over as they are, except
-for a ViT's positions and TokenPose's queries: see `_positions` and `_queries`.
+(`backbone.`, `head.` or `keypoint_head.`), RTMPose, PCT, ViTPose and TokenPose are told apart by
+their prefixes alone, so that one list of rules serves them all. Values are taken over as they are,
+except for a ViT's positions and TokenPose's queries: see `_positions` and `_queries`.
 """
 
 from __future__ import annotations
@@ -97,6 +97,12 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
             (r"1\.fn\.fn\.net\.0", "mlp.fc1"),
             (r"1\.fn\.fn\.net\.3", "mlp.fc2"),
         )
+    ),
+    # mmpose's CSPNeXt in timm's names; HRNet's stages have branches and fuse layers.
+    (r"(?<=^network\.backbone)\.stem\.(?=\d\.)", ".model.stem."),
+    (
+        r"(?<=^network\.backbone)\.stage(\d)\.(?=\d\.(?!branches\.|fuse_layers\.))",
+        lambda found: f".model.stages.{int(found[1]) - 1}.",
     ),
 )
 

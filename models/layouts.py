@@ -21,14 +21,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from models.backbones import build_backbone
 from models.checkpoints import differences, differing, rename, with_counters
-from models.network import Architecture
+from models.network import Architecture, build_representation
+from models.pct import PCT
 from models.pose_model import Card, PoseModel
 from models.skeletons import MPII
 from models.training import recipes
@@ -45,6 +46,7 @@ _SIMCC = (
     *("simba-res50-simcc", "simba-res101-simcc", "simba-res152-simcc"),
 )
 _UPSAMPLING_FREE = ("res50-simcc-upfree", "res101-simcc-upfree", "res152-simcc-upfree")
+_RTMPOSE = ("rtmpose-t", "rtmpose-s", "rtmpose-m", "rtmpose-l")
 _PCT = ("pct-swin-base", "pct-swin-large", "pct-swin-huge")
 _VITPOSE = ("vitpose-s", "vitpose-b", "vitpose-l", "vitpose-h")
 _TOKENPOSE = ("tokenpose-s-v1-heatmap", "tokenpose-s-v2-heatmap")
@@ -67,10 +69,14 @@ PUBLISHED: tuple[str, ...] = (
         for variants in ("@equal", "@equal@128x128", "@equal@64x64")
     ),
     "mobilenetv2-simcc",
+    *(recipe + variants for recipe in _RTMPOSE for variants in ("", "@384x288")),
     *(recipe + variants for recipe in _PCT for variants in ("@guided", "")),
     *(recipe + variants for recipe in _VITPOSE for variants in ("", "@simple", "@mpii")),
     *_TOKENPOSE,
 )
+
+#: How the keys of PCT's tokenizer begin.
+TOKENIZER = "representation.tokenizer."
 
 #: A layout: tensors without numbers.
 Layout = dict[str, Tensor]
@@ -134,6 +140,19 @@ def identify(tensors: Mapping[str, Tensor], known: Mapping[str, Architecture]) -
     return Nearest(name, layouts[name], unlike)
 
 
+def identify_tokenizer(tensors: Mapping[str, Tensor]) -> Nearest:
+    """The layout of a file of PCT's tokenizer alone; see `identify`.
+
+    Without image guidance the tokenizers of all backbones are one layout, and the first is named.
+
+    Args:
+        tensors: the file's, under the keys of `PoseModel.module()`.
+    """
+    layouts = {name: _tokenizer(name) for name in PUBLISHED if name.startswith(_PCT)}
+    name = _nearest(tensors, layouts.items())
+    return Nearest(name, architecture_of(name), differences(tensors, layouts[name]))
+
+
 def _nearest(tensors: Mapping[str, Tensor], layouts: Iterable[tuple[str, Layout]]) -> str:
     """The name of the first layout that fits, else of the one with the fewest differences."""
     unlike: dict[str, int] = {}
@@ -149,6 +168,13 @@ def _backbone(name: str, input_size: tuple[int, int], prefix: str) -> Layout:
     with torch.device("meta"):
         built, _ = build_backbone(name, input_size)
     return {prefix + key: value for key, value in built.state_dict().items()}
+
+
+@lru_cache
+def _tokenizer(recipe: str) -> Layout:
+    with torch.device("meta"):
+        tokenizer = cast(PCT, build_representation(architecture_of(recipe))).tokenizer
+    return {TOKENIZER + key: value for key, value in tokenizer.state_dict().items()}
 
 
 @lru_cache

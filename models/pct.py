@@ -2,7 +2,7 @@
 
 Tokenizer, classifier, both stages' losses and decoding of Geng et al., "Human Pose as Compositional
 Tokens" (CVPR 2023), as released at github.com/Gengzigang/PCT; module names are those of its
-checkpoints. Image-guided tokenizers load and decode; training is without guidance, as its
+checkpoints. Image-guided tokenizers load, encode and decode; training is without guidance, as its
 `woimgguide` variant.
 
 Stage I learns to write a pose as M entries of a codebook of V vectors and to read it back. Stage II
@@ -157,7 +157,8 @@ class Tokenizer(nn.Module):
         Args:
             keypoints: `(N, K, 2)` in input pixels.
             visible: `(N, K)`; joints that are not are replaced by one learnt vector.
-            features: `(N, K, C)` the backbone's at the joints, for an image-guided encoder alone.
+            features: `(N, K, C)` the backbone's at the joints, for an image-guided encoder alone;
+                see `features_at`.
 
         Returns:
             `(N, M, D)`.
@@ -249,6 +250,23 @@ def _mixers(size: MixerSize, tokens: int) -> nn.ModuleList:
         MixerLayer(size.width, size.channel_hidden, tokens, size.token_hidden)
         for _ in range(size.blocks)
     )
+
+
+def features_at(features: Tensor, keypoints: Tensor, stride: int = 32) -> Tensor:
+    """What an image-guided encoder reads of a picture: the nearest feature of each joint.
+
+    Args:
+        features: `(N, C, h, w)` the backbone's.
+        keypoints: `(N, K, 2)` in input pixels; those out of the crop read the feature at its edge.
+        stride: input pixels for each feature.
+
+    Returns:
+        `(N, K, C)`.
+    """
+    height, width = features.shape[-2:]
+    x, y = (keypoints / stride + 0.5).long().unbind(-1)
+    persons = torch.arange(len(features), device=features.device)[:, None]
+    return features[persons, :, y.clamp(0, height - 1), x.clamp(0, width - 1)]
 
 
 def tokenizer_loss(tokenized: Tokenized, keypoints: Tensor, visible: Tensor) -> Tensor:
@@ -401,7 +419,11 @@ class MapReader(nn.Module):
 
 
 def classifier_loss(
-    logits: Tensor, tokenizer: Tokenizer, keypoints: Tensor, visible: Tensor
+    logits: Tensor,
+    tokenizer: Tokenizer,
+    keypoints: Tensor,
+    visible: Tensor,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Stage II: cross entropy of the tokens plus the distance of the decoded joints (equation 5).
 
@@ -411,9 +433,10 @@ def classifier_loss(
         keypoints: `(N, K, 2)` in input pixels.
         visible: `(N, K)`; joints that are not labelled are hidden from the encoder and do not count
             in the distance.
+        features: `(N, K, C)` the backbone's at the joints, for an image-guided tokenizer alone.
     """
     with torch.no_grad():
-        tokens = tokenizer.quantise(tokenizer.encode(keypoints, visible))
+        tokens = tokenizer.quantise(tokenizer.encode(keypoints, visible, features))
     predicted = tokenizer.decode(logits.softmax(-1) @ tokenizer.codebook)
     entropy = functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
     return entropy + joint_loss(predicted, keypoints, visible)

@@ -187,17 +187,22 @@ class PoseModel:
         self.module().eval().requires_grad_(False)
         return self
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, prefix: str = "") -> None:
         """Write all weights and the architecture as safetensors.
 
         Matrices are halved to float16; what is one-dimensional, such as running variances, stays in
         float32, since it is small and half precision may round it to zero.
+
+        Args:
+            path: the file.
+            prefix: how the keys of the weights begin that are written, where not all are.
         """
         tensors = {
             key: value.half().contiguous()
             if value.is_floating_point() and value.ndim > 1
             else value.contiguous()
             for key, value in self.module().state_dict().items()
+            if key.startswith(prefix)
         }
         metadata = {"architecture": json.dumps(self.card.architecture.table())}
         save_file(tensors, path, metadata)

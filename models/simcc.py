@@ -4,23 +4,29 @@ Head, targets, loss and decoding of Li et al., "SimCC: a Simple Coordinate Class
 Perspective for Human Pose Estimation" (ECCV 2022), as released at github.com/leeyegy/SimCC. The
 width W is cut into `W * k` bins and the height H into `H * k`; k is the splitting factor. A bin's
 index is its coordinate times k, without a half-bin offset.
+
+RTMPose (Jiang et al., "RTMPose: Real-Time Multi-Person Pose Estimation based on MMPose", 2023) is
+SimCC too: its head lets the joints look at each other, and its targets treat bins as ordered.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-Smoothing = Literal["gaussian", "laplace", "equal", "none"]
+Smoothing = Literal["gaussian", "laplace", "equal", "none", "ordinal"]
 Score = Literal["min", "max"]
 
 #: What the sum of a heatmap of height 1 and sigma 2 over one axis is multiplied with so that its
 #: softmax is about as sharp as a Gaussian target of sigma 6 bins.
 _MARGINAL_GAIN = 1.4
+
+#: What `ordinal` divides heights and logits by before their softmax (RTMPose's tau, section 3.4).
+_TEMPERATURE = 0.1
 
 
 # --------------------------------------------------------------------------------------- targets
@@ -41,6 +47,11 @@ def encode(
     and shares the rest among the others; `none` is one-hot. With the last two a joint out of the
     input gets weight 0; with the first two only one further out than three spreads, in pixels.
 
+    `ordinal` is RTMPose's (section 3.4, "loss function" and "separate sigma"): the softmax, at a
+    temperature, of a Gaussian of height 1 whose variance in bins is a sixteenth of their number. A
+    joint further out than three sigmas gets weight 0. mmpose rounds the centre to a whole bin; here
+    it stays where it is.
+
     Args:
         keypoints: `(..., K, 2)` in input pixels.
         labelled: `(..., K)`, above 0 where the joint is labelled.
@@ -48,7 +59,7 @@ def encode(
         k: the splitting factor.
         smoothing: the distribution's form.
         spread: the Gaussian's sigma or the Laplacian's scale in bins, or the share of probability
-            that `equal` gives away; `none` ignores it.
+            that `equal` gives away; `none` and `ordinal` ignore it.
 
     Returns:
         `(..., K, W * k)`, `(..., K, H * k)` and weights `(..., K)`, 0 or 1.
@@ -64,14 +75,15 @@ def encode(
         reach = 3 * spread
         sizes = keypoints.new_tensor(input_size)
         inside = ((pixels - reach < sizes) & (pixels + reach + 1 >= 0)).all(-1)
+    elif smoothing == "ordinal":
+        sigmas = limits.sqrt() / 4
+        inside = ((centres - 3 * sigmas < limits) & (centres + 3 * sigmas + 1 >= 0)).all(-1)
     elif smoothing in ("equal", "none"):
         nearest = centres.round()
         inside = ((nearest >= 0) & (nearest < limits)).all(-1)
         centres = nearest.clamp_min(0).minimum(limits - 1)
     else:
-        raise ValueError(
-            f"smoothing must be 'gaussian', 'laplace', 'equal' or 'none', not {smoothing!r}"
-        )
+        raise ValueError(f"smoothing must be one of {get_args(Smoothing)}, not {smoothing!r}")
     weights = ((labelled > 0) & inside).to(keypoints.dtype)
     x, y = (_distribution(centres[..., axis], bins[axis], smoothing, spread) for axis in (0, 1))
     return x, y, weights
@@ -85,6 +97,8 @@ def _distribution(centres: Tensor, bins: int, smoothing: Smoothing, spread: floa
         return torch.exp(-(distance**2) / (2 * spread**2)) / (spread * math.sqrt(2 * math.pi))
     if smoothing == "laplace":
         return torch.exp(-distance.abs() / spread) / (2 * spread)
+    if smoothing == "ordinal":
+        return (torch.exp(-(distance**2) * 8 / bins) / _TEMPERATURE).softmax(-1)
     rest = spread if smoothing == "equal" else 0.0
     return torch.where(distance == 0, 1 - rest, rest / (bins - 1))
 
@@ -210,6 +224,83 @@ class TokenSimCCHead(nn.Module):
         return self.mlp_head_x(tokens), self.mlp_head_y(tokens)
 
 
+class _ScaleNorm(nn.Module):
+    """Vectors at a root mean square that is learnt (Nguyen and Salazar, IWSLT 2019)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        return cast(Tensor, x / scale.clamp_min(1e-5) * self.g)
+
+
+class GatedAttention(nn.Module):
+    """The gated attention unit, by which joints look at each other.
+
+    Hua et al., "Transformer Quality in Linear Time" (ICML 2022), section 2, as RTMPose has it
+    (section 3.3): one attention whose queries and keys are scalings of one short shared vector,
+    with squared ReLU for softmax, gates a linear unit twice as wide as its input.
+
+    Args:
+        width: channels of a joint's vector.
+    """
+
+    #: Channels that queries and keys share (the papers' s).
+    _SHARED = 128
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expanded = 2 * width
+        self.ln = _ScaleNorm()
+        self.uv = nn.Linear(width, 2 * self.expanded + self._SHARED, bias=False)
+        self.gamma = nn.Parameter(nn.init.xavier_uniform_(torch.empty(2, self._SHARED)))
+        self.beta = nn.Parameter(torch.zeros(2, self._SHARED))
+        self.o = nn.Linear(self.expanded, width, bias=False)
+        self.res_scale = nn.ParameterDict({"scale": torch.ones(width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, K, width)` to the same shape."""
+        expanded = nn.functional.silu(self.uv(self.ln(x)))
+        gate, value, shared = expanded.tensor_split((self.expanded, 2 * self.expanded), -1)
+        query, key = (shared[..., None, :] * self.gamma + self.beta).unbind(-2)
+        attention = (query @ key.mT * self._SHARED**-0.5).relu().square()
+        return cast(Tensor, self.res_scale["scale"] * x + self.o(gate * (attention @ value)))
+
+
+class AttentionSimCCHead(nn.Module):
+    """Features to two vectors of logits for each joint, as RTMPose reads them (section 3.3).
+
+    A large convolution makes one map a joint, whose places become a vector; after an exchange among
+    the joints, two linear layers that all joints share classify it. Names are mmpose's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        joints: int,
+        feature_size: tuple[int, int],
+        bins: tuple[int, int],
+        width: int,
+    ) -> None:
+        super().__init__()
+        self.final_layer = nn.Conv2d(channels, joints, 7, padding=3)
+        places = nn.Linear(feature_size[0] * feature_size[1], width, bias=False)
+        self.mlp = nn.Sequential(_ScaleNorm(), places)
+        self.gau = GatedAttention(width)
+        self.cls_x = nn.Linear(width, bins[0], bias=False)
+        self.cls_y = nn.Linear(width, bins[1], bias=False)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.normal_(layer.weight, std=0.001 if layer is self.final_layer else 0.01)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N, C, h, w)` to logits `(N, K, W * k)` and `(N, K, H * k)`."""
+        joints = self.gau(self.mlp(self.final_layer(features).flatten(2)))
+        return self.cls_x(joints), self.cls_y(joints)
+
+
 @dataclass(frozen=True)
 class SimCC:
     """The SimCC representation of one pose network.
@@ -220,7 +311,8 @@ class SimCC:
         smoothing: the form of the target distributions.
         spread: their sigma or scale in bins, or the share that `equal` gives away.
         feature_stride: input pixels for each feature that the head reads; 32 is upsampling-free.
-        maps: feature maps for each joint.
+        maps: feature maps for each joint; RTMPose's head has always one.
+        attention: channels of a joint's vector in RTMPose's head; 0 for the paper's own head.
     """
 
     input_size: tuple[int, int]
@@ -229,15 +321,23 @@ class SimCC:
     spread: float = 6.0
     feature_stride: int = 4
     maps: int = 1
+    attention: int = 0
 
     @property
     def bins(self) -> tuple[int, int]:
         """How many classes x and y have."""
         return int(self.input_size[0] * self.k), int(self.input_size[1] * self.k)
 
-    def head(self, channels: int, joints: int) -> SimCCHead:
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before the softmax."""
+        return _TEMPERATURE if self.smoothing == "ordinal" else 1.0
+
+    def head(self, channels: int, joints: int) -> SimCCHead | AttentionSimCCHead:
         """A fresh head for features of that many channels."""
         width, height = (size // self.feature_stride for size in self.input_size)
+        if self.attention:
+            return AttentionSimCCHead(channels, joints, (width, height), self.bins, self.attention)
         return SimCCHead(channels, joints, (width, height), self.bins, self.maps)
 
     def token_head(self, width: int) -> TokenSimCCHead:
@@ -249,7 +349,8 @@ class SimCC:
         x, y, weights = encode(
             keypoints, labelled, self.input_size, self.k, self.smoothing, self.spread
         )
-        return loss(*raw, x, y, weights)
+        x_logits, y_logits = raw
+        return loss(x_logits / self.temperature, y_logits / self.temperature, x, y, weights)
 
     def decode(self, raw: tuple[Tensor, Tensor]) -> Tensor:
         """`(N, K, 3)` in input pixels.
@@ -257,11 +358,20 @@ class SimCC:
         The score is the peak probability relative to the target's own peak, so that a prediction as
         sharp as the training target scores 1 whatever k and the smoothing are.
         """
-        decoded = decode(*raw, self.k)
-        centre = decoded.new_zeros(())
-        ideal = _distribution(centre, min(self.bins), self.smoothing, self.spread)[0]
+        x_logits, y_logits = raw
+        decoded = decode(x_logits / self.temperature, y_logits / self.temperature, self.k)
+        # Of the longer axis, whose peak is the lower one where they differ.
+        bins = max(self.bins)
+        centre = decoded.new_full((), bins // 2)
+        ideal = _distribution(centre, bins, self.smoothing, self.spread).amax()
         return torch.cat((decoded[..., :2], decoded[..., 2:] / ideal), -1)
 
     def reference_scores(self, raw: tuple[Tensor, Tensor]) -> Tensor:
-        """`(N, K)`: the smaller of the two axes' largest probabilities, as SimDR* has it."""
+        """`(N, K)`: the smaller of the two axes' largest probabilities, as SimDR* has it.
+
+        Of `ordinal` logits the smaller of the two largest, as mmpose has it: they are trained to be
+        a Gaussian of height 1.
+        """
+        if self.smoothing == "ordinal":
+            return torch.minimum(*(logits.amax(-1) for logits in raw))
         return decode(*raw, self.k)[..., 2]

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models import geometry, pct
-from models.checkpoints import read_tensors
+from models.checkpoints import read_tensors, with_counters
 from models.evaluation import coco_figures
+from models.layouts import TOKENIZER
 from models.network import Architecture
 from models.pose_model import Card, PoseModel
 from models.skeletons import COCO, Skeleton
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 #: How many people of the validation set are drawn after every epoch.
 _DRAWN = 8
+
+#: How the name of a weights file ends, which a training may start from.
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".tar")
 
 
 def train_pose(
@@ -57,13 +61,15 @@ def train_pose(
         The weights file.
 
     Raises:
-        RecipeError: the batch cannot be shared by the devices, or the recipe starts from a training
-            that is not there.
+        RecipeError: the batch cannot be shared by the devices, the recipe starts from a training
+            that is not there, or its tokenizer is image-guided.
         DatasetError: a set cannot be used.
         TrainingError: the checkpoint is damaged, the loss is not finite, or a device has failed.
     """
     if recipe.batch % devices:
         raise RecipeError(f"a batch of {recipe.batch} cannot be shared by {devices} devices")
+    if recipe.architecture.options.get("guidance"):
+        raise RecipeError(f"{recipe.name} is image-guided: it loads and decodes, and cannot train")
     if devices == 1:
         return _train_pose(recipe, data, runs, device, workers)
     # Whatever is wrong with the sets is said here, once, before any process starts.
@@ -254,7 +260,7 @@ def train_tokenizer(recipe: TokenizerRecipe, data: Path, runs: Path, device: str
         device: `cpu` or `cuda`.
 
     Returns:
-        The weights file: the `representation.*` keys of a PCT pose model.
+        The weights file, which `models.load_tokenizer` reads.
 
     Raises:
         RecipeError: the file of poses is missing or has another layout.
@@ -274,7 +280,9 @@ def train_tokenizer(recipe: TokenizerRecipe, data: Path, runs: Path, device: str
         weight_decay=recipe.weight_decay,
         validate_every=1,
     )
-    path = _finish(training.model, training.module, averaged, folder, recipe.name, accelerator)
+    path = _finish(
+        training.model, training.module, averaged, folder, recipe.name, accelerator, TOKENIZER
+    )
     accelerator.end_training()
     return path
 
@@ -451,20 +459,21 @@ def _finish(
     folder: Path,
     name: str,
     accelerator: Accelerator,
+    prefix: str = "",
 ) -> Path:
     """Write the averaged weights; a kill while writing leaves no torn file."""
     path = folder / f"{name}.safetensors"
     if accelerator.is_main_process:
         module.load_state_dict(averaged.state_dict())
         written = path.with_suffix(".part")
-        model.save(written)
+        model.save(written, prefix)
         written.replace(path)
     accelerator.wait_for_everyone()
     return path
 
 
 def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
-    """Take over another training's backbone, neck and maps, and PCT's tokenizer."""
+    """Take over others' backbone, neck and maps, and PCT's tokenizer: a training's or a file's."""
     state = model.module().state_dict()
     wanted = [
         (
@@ -475,24 +484,26 @@ def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
                 "network.deconvolution.",
                 "network.tokens.",
             ),
+            # One map a joint means the same in a heatmap head and a SimCC head.
+            ("network.head.final_layer.",),
         ),
-        (recipe.tokenizer, ("representation.",)),
+        (recipe.tokenizer, (TOKENIZER,), ()),
     ]
-    for name, prefixes in wanted:
+    for name, prefixes, if_fitting in wanted:
         if name is None:
             continue
-        path = runs / name / f"{name}.safetensors"
-        if not path.is_file():
+        published = Path(name).suffix in _WEIGHTS
+        path = Path(name) if published else runs / name / f"{name}.safetensors"
+        if not published and not path.is_file():
             raise RecipeError(
                 f"{recipe.name} starts from {name}: train that first ({path} is missing)"
             )
-        taken = read_tensors(path)
+        taken = with_counters(read_tensors(path), state)
         fits = {k: v for k, v in taken.items() if k in state and state[k].shape == v.shape}
         unfit = [key for key in state if key.startswith(prefixes) and key not in fits]
         if unfit:
             raise RecipeError(f"{path} does not fit {recipe.name}: {len(unfit)} keys, {unfit[0]}")
-        # One map a joint means the same in a heatmap head and a SimCC head.
-        prefixes += ("network.head.final_layer.",)
+        prefixes += if_fitting
         state |= {key: value for key, value in fits.items() if key.startswith(prefixes)}
     model.module().load_state_dict(state)
 

@@ -72,8 +72,8 @@ class PoseRecipe:
         weight_decay: the optimizer's.
         ema: how much of the averaged weights survives a step.
         seed: of everything random.
-        start: a pose model whose backbone, neck and maps the training starts from.
-        tokenizer: PCT's: the recipe whose result the tokenizer comes from.
+        start: the recipe, or the weights file, whose backbone, neck and maps it starts from.
+        tokenizer: PCT's: the recipe whose result, or the weights file, the tokenizer comes from.
         augmentation: how samples are varied.
         validate_every: epochs between two validations.
     """

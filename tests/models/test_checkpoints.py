@@ -96,6 +96,12 @@ LAYOUTS = {
     "mmpose__td-hm_res101_256x192": "simba-res101-heatmap",
     "mmpose__td-hm_res152_256x192": "simba-res152-heatmap",
     "mmpose__simcc_mobilenetv2_wo-deconv_256x192": "mobilenetv2-simcc",
+    "mmpose__rtmpose-t_256x192": "rtmpose-t",
+    "mmpose__rtmpose-s_256x192": "rtmpose-s",
+    "mmpose__rtmpose-m_256x192": "rtmpose-m",
+    "mmpose__rtmpose-m_384x288": "rtmpose-m@384x288",
+    "mmpose__rtmpose-l_256x192": "rtmpose-l",
+    "mmpose__rtmpose-l_384x288": "rtmpose-l@384x288",
     "mmpose__simcc_res50_256x192": "simba-res50-simcc",
     "mmpose__simcc_res50_384x288": "simba-res50-simcc@384x288",
     "simdr_official__coco_nmt_w32_64x64": "hrnet-w32-simcc@equal@64x64",
@@ -139,18 +145,12 @@ def test_a_published_layout_fits_key_for_key(layout: str) -> None:
     assert rename(published) == ours
 
 
-#: Published layouts that no network of ours has yet.
-NOT_YET = {
-    "mmpose__rtmpose-t_256x192",
-    "mmpose__rtmpose-s_256x192",
-    "mmpose__rtmpose-m_256x192",
-    "mmpose__rtmpose-m_384x288",
-    "mmpose__rtmpose-l_256x192",
-    "mmpose__rtmpose-l_384x288",
-    "pct_official__pct_base_tokenizer",
-    "pct_official__pct_base_woimgguide_tokenizer",
-    "pct_official__pct_large_tokenizer",
-    "pct_official__pct_huge_tokenizer",
+#: Published layouts of PCT's tokenizer alone, and how many channels guide it.
+TOKENIZERS = {
+    "pct_official__pct_base_woimgguide_tokenizer": 0,
+    "pct_official__pct_base_tokenizer": 1024,
+    "pct_official__pct_large_tokenizer": 1536,
+    "pct_official__pct_huge_tokenizer": 2048,
 }
 
 
@@ -159,13 +159,53 @@ def without_numbers(layout: str) -> dict[str, torch.Tensor]:
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
-def test_every_published_layout_is_covered_or_known_not_to_be() -> None:
+def test_every_published_layout_is_covered() -> None:
     if not KEYS.is_dir():
         pytest.skip("the published layouts of ../shared/reference/keys are not here")
     there = {path.stem for path in KEYS.glob("[!_]*.json")}
-    assert there == LAYOUTS.keys() | NOT_YET
-    fitting = {name for name in NOT_YET if not identify(without_numbers(name), {}).differences}
-    assert not fitting, "these are covered now: they belong into LAYOUTS"
+    assert there == LAYOUTS.keys() | TOKENIZERS.keys()
+    assert len(there) == 56
+
+
+@pytest.mark.parametrize("layout", TOKENIZERS)
+def test_a_tokenizer_alone_loads_key_for_key(
+    procw: ModuleType, tmp_path: Path, layout: str
+) -> None:
+    # The second backbone beside it is left out, and what is in it does not matter.
+    weights = {
+        key: torch.from_numpy(procw.proc(key, shape)) if "tokenizer" in key else torch.zeros(1)
+        for key, shape in published_shapes(layout).items()
+    }
+    path = tmp_path / "tokenizer.pth"
+    torch.save(contained(layout, weights), path)
+    state = models.load_tokenizer(path).state_dict()
+    prefix = "keypoint_head.tokenizer."
+    wanted = {key.removeprefix(prefix): weights[key] for key in weights if prefix in key}
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[key], value) for key, value in wanted.items())
+    guide = state.get("start_img_embed.weight")
+    assert (0 if guide is None else guide.shape[1]) == TOKENIZERS[layout]
+    with pytest.raises(
+        models.WeightsError, match=r"^[^\n]*is PCT's tokenizer alone[^\n]*load_tokenizer[^\n]*$"
+    ):
+        models.load(weights=path)
+
+
+def test_what_is_no_whole_tokenizer_is_one_clear_error(procw: ModuleType, tmp_path: Path) -> None:
+    shapes = published_shapes("pct_official__pct_base_woimgguide_tokenizer")
+    weights = {key: torch.from_numpy(procw.proc(key, shape)) for key, shape in shapes.items()}
+    path = tmp_path / "tokenizer.pth"
+    torch.save({**weights, "backbone.norm3.weight": torch.ones(1024)}, path)
+    with pytest.raises(models.WeightsError, match=r"not PCT's tokenizer alone: it has 1 other key"):
+        models.load_tokenizer(path)
+    del weights["keypoint_head.tokenizer.token_mlp.bias"]
+    torch.save(weights, path)
+    with pytest.raises(
+        models.WeightsError,
+        match=r"does not fit the tokenizer of pct-swin-base, the nearest known one: 1 keys, "
+        r"representation\.tokenizer\.token_mlp\.bias: nothing in the file, \(34,\) wanted$",
+    ):
+        models.load_tokenizer(path)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -179,9 +219,9 @@ def test_a_published_layout_is_identified(layout: str) -> None:
         # The head tells the size and k, and mmpose's names how it was trained.
         assert theirs.input_size == ours.input_size
         assert theirs.options["k"] == ours.options["k"]
-        assert (theirs.options["smoothing"] == "gaussian") == (
-            layout.startswith("mmpose") or "split1_5" in layout
-        )
+        gaussian = layout.startswith("mmpose") or "split1_5" in layout
+        known = "ordinal" if "rtmpose" in layout else "gaussian" if gaussian else "equal"
+        assert theirs.options["smoothing"] == known
     else:
         assert theirs.options.get("method", "dark") == "dark"
 
@@ -242,6 +282,10 @@ def test_a_partial_file_names_what_is_missing_and_the_nearest(tmp_path: Path) ->
             "simcc_mobilenetv2_256x192",
             "mmpose__simcc_mobilenetv2_wo-deconv_256x192",
         ),
+        ("nets_mmpose", "rtmpose-t_256x192", "mmpose__rtmpose-t_256x192"),
+        ("nets_mmpose", "rtmpose-s_256x192", "mmpose__rtmpose-s_256x192"),
+        ("nets_mmpose", "rtmpose-m_256x192", "mmpose__rtmpose-m_256x192"),
+        ("nets_mmpose", "rtmpose-l_256x192", "mmpose__rtmpose-l_256x192"),
     ],
 )
 def test_networks_agree_with_the_authors(
@@ -296,6 +340,26 @@ def test_the_papers_classifier_agrees_with_the_authors(golden: Golden, procw: Mo
     assert_close(logits[..., :64], arrays["head/logits_first64"])
     assert_close(logits.amax(-1, keepdim=True), arrays["head/encoding_scores"])
     np.testing.assert_allclose(decoded[..., :2], arrays["head/joints"][..., :2], atol=1e-3)
+
+
+def test_image_guided_training_agrees_with_the_authors(golden: Golden, procw: ModuleType) -> None:
+    """The features that guide the encoder, the tokens that it writes, and stage II's loss."""
+    arrays = golden("pct_official")
+    representation = pct.PCT((256, 256), **options("pct-swin-base@guided"))
+    head = representation.head(1024, 17)
+    procw.fill(head), procw.fill(representation)
+    head.eval(), representation.eval()
+    tokenizer = representation.tokenizer
+    keypoints, visible = torch.tensor(arrays["joints"]).split((2, 1), -1)
+    with torch.inference_mode():
+        features = pct.features_at(torch.from_numpy(procw.inp(22, (2, 1024, 8, 8))), keypoints)
+        tokens = tokenizer(keypoints, visible[..., 0], features).tokens
+        logits = head(torch.from_numpy(procw.inp(21, (2, 1024, 8, 8))))
+        loss = pct.classifier_loss(logits, tokenizer, keypoints, visible[..., 0], features)
+    assert_close(features.sum(-1), arrays["head/extract_joints_feat_sum"])
+    np.testing.assert_array_equal(tokens.flatten(), arrays["head/gt_indices"])
+    expected = float(arrays["head/token_loss"] + arrays["head/kpt_loss"])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def options(recipe: str) -> dict[str, Any]:

@@ -96,6 +96,14 @@ def test_image_guided_tokenizer_agrees_with_the_authors(
         TINY(joints[..., :2], joints[..., 2], features)
 
 
+def test_features_are_read_at_the_nearest_place() -> None:
+    features = torch.arange(24.0).view(1, 2, 3, 4)
+    joints = torch.tensor([[[0.0, 0.0], [15.9, 16.0], [95.0, 40.0], [-70.0, 500.0]]])
+    read = pct.features_at(features, joints)
+    assert read[..., 0].tolist() == [[0, 4, 7, 8]]
+    assert torch.equal(read[..., 1], read[..., 0] + 12)
+
+
 def test_stage_two_loss_is_entropy_plus_distance() -> None:
     torch.manual_seed(0)
     tokenizer = TINY.eval()

@@ -61,6 +61,7 @@ def test_every_recipe_is_valid_and_builds(name: str) -> None:
         "simba-res50-simcc",
         "res50-simcc-upfree",
         "mobilenetv2-simcc",
+        "rtmpose-t",
         "hrnet-w32-heatmap",
         "tokenpose-s-v1-heatmap",
         "tokenpose-s-v1-simcc",
@@ -87,6 +88,7 @@ def test_gradients_reach_all_that_a_recipe_trains(name: str) -> None:
     [
         "simba-res50-heatmap@dark@64x64",
         "res50-simcc-upfree@equal@64x64",
+        "rtmpose-t@64x64",
         "tokenpose-s-v1-heatmap@64x64",
         "tokenpose-s-v1-simcc@64x64",
         "tokenpose-s-v1-simcc@equal@64x64@k2",

@@ -172,8 +172,25 @@ def test_targets_agree_with_mmpose_where_it_counts_a_joint(
             np.testing.assert_array_equal(weights, counted)
 
 
+def test_rtmposes_targets_agree_with_mmpose(golden: Golden) -> None:
+    # mmpose rounds the centre to a whole bin, writes the sigmas down to two digits and leaves the
+    # softmax of the ten times larger Gaussian to its loss.
+    arrays = golden("mmpose_codecs")
+    keypoints = (torch.tensor(arrays["kp"]).double() * 2).round() / 2
+    labelled = torch.tensor(arrays["vis"])
+    *targets, weights = simcc.encode(keypoints, labelled, (192, 256), 2.0, "ordinal")
+    expected_weights = arrays["simcc_enc/gauss_nonorm_rtm/w"]
+    np.testing.assert_array_equal(weights, expected_weights)
+    assert 0 < expected_weights.mean() < 1
+    for target, axis in zip(targets, "xy", strict=True):
+        heights = torch.tensor(arrays[f"simcc_enc/gauss_nonorm_rtm/{axis}"])
+        expected = (10 * heights).softmax(-1)[expected_weights > 0]
+        np.testing.assert_allclose(target[expected_weights > 0], expected, rtol=5e-3)
+
+
 @pytest.mark.parametrize(
-    ("smoothing", "spread"), [("gaussian", 4.0), ("laplace", 4.0), ("equal", 0.1), ("none", 0.0)]
+    ("smoothing", "spread"),
+    [("gaussian", 4.0), ("laplace", 4.0), ("equal", 0.1), ("none", 0.0), ("ordinal", 0.0)],
 )
 @pytest.mark.parametrize("k", [1.0, 1.5, 2.0, 3.0])
 def test_targets_are_distributions_that_decode_to_their_joint(
@@ -202,6 +219,47 @@ def test_the_score_is_relative_to_the_target() -> None:
     torch.testing.assert_close(exact[..., 2], torch.ones(1, 2), atol=0.01, rtol=0)
     vague = representation.decode((x.log() / 9, y.log() / 9))
     assert vague[..., 2].max() < 0.5
+
+
+def test_rtmposes_score_and_loss_are_relative_to_its_target() -> None:
+    representation = simcc.SimCC((192, 256), smoothing="ordinal", attention=256)
+    joints = torch.tensor([[[50.0, 60.0], [100.0, 120.0]]])
+    bins = [torch.arange(384.0), torch.arange(512.0)]
+    # What its logits are trained to be: Gaussians of height 1, here of sigma 4.9 and 5.66 bins.
+    exact = tuple(
+        torch.exp(-((index - 2 * joints[..., axis, None]) ** 2) / (2 * sigma**2))
+        for axis, (index, sigma) in enumerate(zip(bins, (4.9, 5.66), strict=True))
+    )
+    decoded = representation.decode(exact)
+    torch.testing.assert_close(decoded[..., :2], joints)
+    torch.testing.assert_close(decoded[..., 2], torch.ones(1, 2), atol=0.01, rtol=0)
+    torch.testing.assert_close(representation.reference_scores(exact), torch.ones(1, 2))
+    vague = tuple(0.3 * logits for logits in exact)
+    assert representation.decode(vague)[..., 2].max() < 0.2
+    labelled = torch.ones(1, 2)
+    assert representation.loss(exact, joints, labelled) < 1e-6
+    assert representation.loss(vague, joints, labelled) > 1e-4
+
+
+def test_attention_gates_a_sum_over_joints() -> None:
+    torch.manual_seed(0)
+    unit = simcc.GatedAttention(32)
+    joints = torch.randn(5, 32)
+    with torch.inference_mode():
+        for weights in unit.parameters():
+            torch.nn.init.normal_(weights)
+        found = unit(joints[None])[0]
+        lengths = joints.square().mean(-1, keepdim=True).sqrt()
+        wide = torch.nn.functional.silu(unit.uv(joints / lengths * unit.ln.g))
+        gates, values, shared = wide[:, :64], wide[:, 64:128], wide[:, 128:]
+        for joint in range(5):
+            query = shared[joint] * unit.gamma[0] + unit.beta[0]
+            gathered = torch.zeros(64)
+            for other in range(5):
+                key = shared[other] * unit.gamma[1] + unit.beta[1]
+                gathered += torch.relu(query @ key / 128**0.5) ** 2 * values[other]
+            expected = unit.o(gates[joint] * gathered) + unit.res_scale["scale"] * joints[joint]
+            torch.testing.assert_close(found[joint], expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("stride", "maps"), [(8, 1), (32, 28)])

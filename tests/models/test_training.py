@@ -9,7 +9,7 @@ import torch
 
 import models
 from models.checkpoints import WeightsError, read_tensors
-from models.training import loop
+from models.training import loop, recipes
 from models.training.datasets import DatasetError
 from models.training.recipes import RecipeError, Stage, TokenizerRecipe
 from tests.models.training_support import PCT, RECIPE
@@ -66,9 +66,54 @@ def test_pct_trains_in_two_stages(data: Path, tmp_path: Path) -> None:
     )
     trained = read_tensors(loop.train_pose(stage_two, data, tmp_path, "cpu"))
     tokenizer = read_tensors(path)
-    frozen = [key for key in tokenizer if key.startswith("representation.")]
-    assert frozen
-    assert all(torch.equal(tokenizer[key], trained[key]) for key in frozen)
+    assert all(key.startswith("representation.") for key in tokenizer)
+    assert all(torch.equal(tokenizer[key], trained[key]) for key in tokenizer)
+    loaded = models.load_tokenizer(path)
+    assert torch.equal(loaded.codebook, tokenizer["representation.tokenizer.codebook"].float())
+    assert not loaded.training
+    with pytest.raises(models.WeightsError, match=r"^[^\n]*is PCT's tokenizer alone[^\n]*$"):
+        models.load(weights=path)
+
+
+def test_a_training_starts_from_files_too(data: Path, tmp_path: Path) -> None:
+    """Of a start also the maps, and of a tokenizer's file, under its authors' keys, that alone."""
+    on_maps = replace(PCT, pyramid=16, options={**PCT.options, "feature_stride": 8})
+    stage_one = TokenizerRecipe("codes", on_maps, "poses.npz", "dots", epochs=1, batch=64)
+    tokenizer = read_tensors(loop.train_tokenizer(stage_one, data, tmp_path, "cpu"))
+    published = {
+        key.replace("representation.", "keypoint_head."): value.float()
+        for key, value in tokenizer.items()
+    }
+    published["extra_backbone.norm.weight"] = torch.ones(3)
+    published["keypoint_head.final_layer.weight"] = torch.ones(17, 16, 1, 1)
+    torch.save({"state_dict": published, "meta": {}}, tmp_path / "codes.pth")
+    start = loop.train_pose(
+        replace(RECIPE, name="start", stages=(Stage(1, 0.001),)), data, tmp_path, "cpu"
+    )
+    stage_two = replace(
+        RECIPE,
+        name="pct",
+        architecture=on_maps,
+        tokenizer=str(tmp_path / "codes.pth"),
+        start=str(start),
+        stages=(Stage(1, 1e-12),),
+        weight_decay=0.0,
+    )
+    trained = read_tensors(loop.train_pose(stage_two, data, tmp_path, "cpu"))
+    assert all(torch.equal(tokenizer[key], trained[key]) for key in tokenizer)
+    for key in ("network.head.final_layer.weight", "network.backbone.stem.conv.weight"):
+        torch.testing.assert_close(trained[key], read_tensors(start)[key])
+    with pytest.raises(WeightsError, match=r"nowhere\.pth cannot be read"):
+        loop.train_pose(
+            replace(stage_two, name="lost", tokenizer="nowhere.pth"), data, tmp_path, "cpu"
+        )
+
+
+def test_image_guided_models_are_not_trained(data: Path, tmp_path: Path) -> None:
+    recipe = recipes.read("pct-swin-base@guided")
+    assert isinstance(recipe, recipes.PoseRecipe)
+    with pytest.raises(RecipeError, match="pct-swin-base@guided is image-guided"):
+        loop.train_pose(recipe, data, tmp_path, "cpu")
 
 
 def test_a_folder_without_a_checkpoint_takes_another_recipe(data: Path, tmp_path: Path) -> None:
