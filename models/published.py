@@ -6,11 +6,12 @@ import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from models.complexity import Complexity
 from models.layouts import architecture_of
 from models.pose_model import Card
+from models.profiles import Authors
 
 #: The published models.
 PUBLISHED = Path(__file__).with_name("published.toml")
@@ -51,6 +52,9 @@ def _card(
     published: dict[str, float],
     options: dict[str, Any] | None = None,
 ) -> Card:
+    authors = publisher["authors"]
+    if authors not in get_args(Authors):
+        raise TypeError(f"authors must be one of {get_args(Authors)}, not {authors!r}")
     digest = _DIGEST.search(file)
     architecture = architecture_of(recipe)
     architecture = replace(architecture, options=architecture.options | (options or {}))
@@ -66,5 +70,5 @@ def _card(
         published=published,
         url=publisher["url"] + file if "url" in publisher else None,
         source=f"{file} of {publisher['page']}",
-        authors=publisher.get("authors"),
+        authors=authors,
     )

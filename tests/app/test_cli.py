@@ -99,6 +99,7 @@ PUBLISHED = """
 "hrnet-w32-heatmap" = [28_536_113, 7_645_003_776]
 
 [mmpose]
+authors = "official"
 page = "a model zoo"
 url = "{url}"
 licence = "Apache-2.0"
@@ -112,6 +113,7 @@ file = "hrnet-{digest}_20260101.pth"
 published = {{ AP = 0.749 }}
 
 [drive]
+authors = "official"
 page = "a folder behind a browser"
 licence = "MIT"
 training_data = "COCO"

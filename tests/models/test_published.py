@@ -65,6 +65,8 @@ def test_dark_models_are_decoded_by_dark_and_blurred_by_their_sigma() -> None:
     [
         (("hrnet-w32-heatmap@384x288", "hrnet-w33"), "'hrnet-w33'"),
         (("recipe = ", "recipes = "), "recipe"),
+        (('authors = "mmpose"', 'author = "mmpose"'), "authors"),
+        (('authors = "mmpose"', 'authors = "mmpose-2.x"'), "authors must be one of"),
         (("published = ", "size = 3\npublished = "), "size"),
     ],
 )
