@@ -27,6 +27,7 @@ from models.layouts import TOKENIZER, architecture_of, identify, identify_tokeni
 from models.network import REPRESENTATIONS, Architecture, build_representation
 from models.pct import PCT, Tokenizer
 from models.pose_model import Card, PoseModel
+from models.profiles import Authors, authors_of
 from models.training.recipes import RecipeError
 
 #: The bundled weights.
@@ -138,7 +139,8 @@ def load(
             the layout comes from the weights file, see `models.layouts` for what that cannot tell.
         weights: a local file that replaces the card's own weights, ours or a published checkpoint;
             unless it is the same file, the card's calibration is not for it, and its scores are
-            raw.
+            raw. How it is fed follows from the card, or without one from its keys: see
+            `models.profiles`.
         device: where it computes.
         dtype: what the network computes in, if not float32; decoding stays in float32.
         weights_dir: where published weights were fetched to; nothing is fetched here.
@@ -148,8 +150,8 @@ def load(
 
     Raises:
         UnknownModelError: neither the catalogue nor the recipes have such a model.
-        WeightsError: the file is missing, damaged, or does not fit, or is PCT's tokenizer alone;
-            the model's input needs what is not done here; or neither a name nor a file was given.
+        WeightsError: the file is missing, damaged, or does not fit, or is PCT's tokenizer alone; or
+            neither a name nor a file was given.
     """
     if weights is None:
         if name is None:
@@ -208,10 +210,11 @@ def _load_file(name: str | None, path: Path) -> PoseModel:
             f"{path} is PCT's tokenizer alone, which sees no pictures: stage II of its training "
             "starts from it (a recipe's `tokenizer`), and models.load_tokenizer reads it"
         )
+    authors = authors_of(tensors)
     if name is not None:
-        chosen = _named(name, path)
+        chosen = _named(name, path, authors)
     elif (architecture := read_architecture(path)) is not None:
-        chosen = _unlisted(path, architecture, "which its weights file names")
+        chosen = _unlisted(path, architecture, authors, "which its weights file names")
     else:
         nearest = identify(tensors, _bundled())
         if nearest.differences:
@@ -219,7 +222,8 @@ def _load_file(name: str | None, path: Path) -> PoseModel:
                 f"{path} has no known layout; the nearest is {nearest.name}, which differs in "
                 f"{nearest.differences}"
             )
-        chosen = _unlisted(path, nearest.architecture, f"identified as {nearest.name} by its keys")
+        note = f"identified as {nearest.name} by its keys"
+        chosen = _unlisted(path, nearest.architecture, authors, note)
     if chosen.calibration is not None and sha256(path) != chosen.sha256:
         chosen = replace(chosen, calibration=None)
     try:
@@ -248,11 +252,6 @@ def _check(entry: Card, path: Path) -> None:
     Raises:
         WeightsError: they may not.
     """
-    if entry.unsupported is not None:
-        raise WeightsError(
-            f"{entry.name} cannot be loaded by its name yet: {entry.unsupported}; "
-            f"its file can be loaded as weights=, and fed with what it wants"
-        )
     if not entry.bundled and not path.is_file():
         raise WeightsError(
             f"{path} is missing: `posemux models fetch {entry.name}` gets it, from {entry.source}"
@@ -266,7 +265,7 @@ def _bundled() -> dict[str, Architecture]:
     return {name: card(name).architecture for name in bundled()}
 
 
-def _named(name: str, path: Path) -> Card:
+def _named(name: str, path: Path, authors: Authors | None) -> Card:
     """The card of a name in the catalogue, or one for a recipe's.
 
     Raises:
@@ -275,12 +274,12 @@ def _named(name: str, path: Path) -> Card:
     if name in _cards():
         return _cards()[name]
     try:
-        return _unlisted(path, architecture_of(name), f"loaded as {name}")
+        return _unlisted(path, architecture_of(name), authors, f"loaded as {name}")
     except RecipeError as error:
         raise UnknownModelError(name) from error
 
 
-def _unlisted(path: Path, architecture: Architecture, note: str) -> Card:
+def _unlisted(path: Path, architecture: Architecture, authors: Authors | None, note: str) -> Card:
     """A card for weights of which only the file is known."""
     return Card(
         name=path.stem,
@@ -290,4 +289,5 @@ def _unlisted(path: Path, architecture: Architecture, note: str) -> Card:
         licence="unknown",
         training_data="unknown",
         note=note,
+        authors=authors,
     )

@@ -365,13 +365,3 @@ class SimCC:
         centre = decoded.new_full((), bins // 2)
         ideal = _distribution(centre, bins, self.smoothing, self.spread).amax()
         return torch.cat((decoded[..., :2], decoded[..., 2:] / ideal), -1)
-
-    def reference_scores(self, raw: tuple[Tensor, Tensor]) -> Tensor:
-        """`(N, K)`: the smaller of the two axes' largest probabilities, as SimDR* has it.
-
-        Of `ordinal` logits the smaller of the two largest, as mmpose has it: they are trained to be
-        a Gaussian of height 1.
-        """
-        if self.smoothing == "ordinal":
-            return torch.minimum(*(logits.amax(-1) for logits in raw))
-        return decode(*raw, self.k)[..., 2]

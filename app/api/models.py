@@ -72,6 +72,7 @@ def _describe(card: Card, loaded: bool) -> ModelCard:
     return ModelCard.model_validate(
         {
             **asdict(card),
+            "profile": asdict(card.profile),
             "loaded": loaded,
             "representation": card.representation,
             "backbone": card.backbone,

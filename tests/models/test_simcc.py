@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import heatmap, simcc
+from models import heatmap, reference, simcc
 
 from .conftest import Golden
 
@@ -233,7 +233,9 @@ def test_rtmposes_score_and_loss_are_relative_to_its_target() -> None:
     decoded = representation.decode(exact)
     torch.testing.assert_close(decoded[..., :2], joints)
     torch.testing.assert_close(decoded[..., 2], torch.ones(1, 2), atol=0.01, rtol=0)
-    torch.testing.assert_close(representation.reference_scores(exact), torch.ones(1, 2))
+    rule = reference.SIMCC_RULES["mmpose-simcc"]
+    authors = reference.decode_simcc(*exact, 2.0, rule)
+    torch.testing.assert_close(authors[..., 2], torch.ones(1, 2))
     vague = tuple(0.3 * logits for logits in exact)
     assert representation.decode(vague)[..., 2].max() < 0.2
     labelled = torch.ones(1, 2)
