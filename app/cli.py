@@ -24,7 +24,7 @@ from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
 from app.schemas import coco_results
 from app.settings import Settings
-from models import catalogue, downloads
+from models import catalogue, conversion, downloads, export
 from models.calibration import draw_reliability
 from models.coco import JOINT_NAMES
 from models.training import recipes
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ModuleNotFoundError as error:
         print(
-            f"posemux: {error.name} is not installed: pip install 'posemux[eval,train]'",
+            f"posemux: {error.name} is not installed: pip install 'posemux[eval,export,train]'",
             file=sys.stderr,
         )
         return 2
@@ -240,7 +240,40 @@ def _verify_models(options: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
+def _convert_model(options: argparse.Namespace) -> int:
+    _check_out(options.out, ".safetensors")
+    card = conversion.convert(options.source, options.out, options.layout, Settings().weights_dir)
+    megabytes = options.out.stat().st_size / 1e6
+    print(f"{options.out}: {_described(card)}, {megabytes:.1f} MB")
+    return 0
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    _check_out(options.out, ".onnx")
+    model = conversion.load(options.source, options.layout, Settings().weights_dir)
+    found = export.export(model, options.out)
+    print(f"{options.out}: {_described(model.card)}, image and boxes in, keypoints out")
+    print(
+        f"ONNX Runtime and torch differ by at most {found.pixels:.2g} pixels and "
+        f"{found.scores:.2g} in scores, over {found.joints - found.elsewhere} joints"
+    )
+    if found.elsewhere:
+        print(f"{found.elsewhere} more joints have two peaks alike, of which each took another")
+    return 0
+
+
 # ------------------------------------------------------------------------------------------ parts
+
+
+def _check_out(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise UsageError(f"--out must end in {suffix}, not be {path}")
+
+
+def _described(card: models.Card) -> str:
+    size = "x".join(str(side) for side in card.input_size)
+    joints = len(card.architecture.joints)
+    return f"{card.representation}, {card.backbone}, {size}, {joints} joints"
 
 
 def _pipeline(settings: Settings, name: str) -> Pipeline:
@@ -348,7 +381,7 @@ def _parser() -> argparse.ArgumentParser:
 
     catalogued = commands.add_parser("models", help="the pose models that posemux knows")
     catalogued.set_defaults(run=_list_models)
-    verbs = catalogued.add_subparsers(metavar="list | fetch | verify")
+    verbs = catalogued.add_subparsers(metavar="list | fetch | verify | convert | export")
     verbs.add_parser(
         "list", help="name, size, cost, figures, licence, and whether the weights are here"
     )
@@ -365,6 +398,22 @@ def _parser() -> argparse.ArgumentParser:
     verified = verbs.add_parser("verify", help="check weights by their sha256; 1 if one is damaged")
     verified.add_argument("names", nargs="*", metavar="NAME", help="which ones (all)")
     verified.set_defaults(run=_verify_models)
+    for verb, run, suffix, told in (
+        ("convert", _convert_model, "safetensors", "write weights of any origin as safetensors"),
+        (
+            "export",
+            _export_model,
+            "onnx",
+            "write ONNX with crops and decoding inside, and check it",
+        ),
+    ):
+        written = verbs.add_parser(verb, help=told)
+        written.add_argument("source", metavar="FILE_OR_NAME", help="a weights file, or a name")
+        written.add_argument("--out", type=Path, required=True, metavar=f"FILE.{suffix}")
+        written.add_argument(
+            "--layout", metavar="NAME", help="what a file is of, where several fit: see evaluate"
+        )
+        written.set_defaults(run=run)
     return parser
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models import published
 from models.calibration import Calibration, CalibrationError
-from models.checkpoints import WeightsError, read_architecture, read_checkpoint, rename
+from models.checkpoints import WeightsError, read_checkpoint, read_metadata, rename
 from models.complexity import Complexity, complexity
 from models.downloads import sha256
 from models.layouts import Nearest, architecture_of, identify
@@ -160,8 +160,8 @@ def _load_file(name: str | None, path: Path) -> PoseModel:
     tensors = read_checkpoint(path)
     if name is not None:
         chosen = _named(name, path)
-    elif (architecture := read_architecture(path)) is not None:
-        chosen = _unlisted(path, architecture, "which its weights file names")
+    elif metadata := read_metadata(path):
+        chosen = _described(metadata, path)
     else:
         nearest = _identify(path, tensors)
         if nearest.differences:
@@ -170,7 +170,7 @@ def _load_file(name: str | None, path: Path) -> PoseModel:
                 f"{nearest.differences}"
             )
         chosen = _unlisted(path, nearest.architecture, f"identified as {nearest.name} by its keys")
-    if chosen.calibration is not None and sha256(path) != chosen.sha256:
+    if name is not None and chosen.calibration is not None and sha256(path) != chosen.sha256:
         chosen = replace(chosen, calibration=None)
     try:
         return PoseModel.fresh(chosen).fill(rename(tensors), path)
@@ -231,6 +231,22 @@ def _named(name: str, path: Path) -> Card:
         return _unlisted(path, architecture_of(name), f"loaded as {name}")
     except RecipeError as error:
         raise UnknownModelError(name) from error
+
+
+def _described(metadata: dict[str, Any], path: Path) -> Card:
+    """The card of weights that posemux wrote.
+
+    Raises:
+        WeightsError: it cannot be used.
+    """
+    try:
+        if "card" in metadata:
+            here = {"name": path.stem, "weights": path.name, "sha256": ""}
+            return _card(metadata["card"] | here)
+        architecture = Architecture.parse(metadata["architecture"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} says of itself what cannot be used: {error}") from error
+    return _unlisted(path, architecture, "which its weights file names")
 
 
 def _unlisted(path: Path, architecture: Architecture, note: str) -> Card:

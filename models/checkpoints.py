@@ -23,8 +23,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from models.network import Architecture
-
 #: Where a checkpoint keeps its weights, the best ones first; one without these is weights itself.
 _INSIDE = ("best_state_dict", "state_dict", "model")
 
@@ -121,23 +119,27 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return _weights(loaded, path)
 
 
-def read_architecture(path: Path) -> Architecture | None:
-    """The architecture that a weights file written by `PoseModel.save` names, if any.
+#: What posemux writes into its weights files beside the weights, as JSON.
+_METADATA = ("architecture", "card")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a weights file written by posemux says of its weights; empty for all others.
+
+    `architecture` is the table of one, in every such file; `card` that of a card, in a converted
+    one.
 
     Raises:
-        ArchitectureError: it names one that posemux does not know.
         WeightsError: the file is missing or damaged.
     """
     if _start(path)[8:] != b"{":
-        return None
+        return {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = cast("dict[str, str]", file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+        return {key: json.loads(metadata[key]) for key in _METADATA if key in metadata}
+    except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-    if "architecture" not in metadata:
-        return None
-    return Architecture.parse(json.loads(metadata["architecture"]))
 
 
 #: How a zip archive begins, which PyTorch writes since 1.6.
