@@ -26,7 +26,6 @@ from app.schemas import coco_results
 from app.settings import Settings
 from models import catalogue, conversion, downloads, export
 from models.calibration import draw_reliability
-from models.coco import JOINT_NAMES
 from models.training import recipes
 from models.training.datasets import Pictures
 from models.training.loop import train_pose, train_tokenizer
@@ -95,7 +94,14 @@ def _predict(options: argparse.Namespace) -> int:
                 drawn = options.out / f"{path.stem}.{models.card(name).representation}.jpg"
                 drawn.write_bytes(
                     render.encode(
-                        render.draw(image, poses.keypoints, poses.boxes, poses.scores), "jpeg"
+                        render.draw(
+                            image,
+                            poses.keypoints,
+                            poses.boxes,
+                            poses.scores,
+                            skeleton=models.card(name).architecture.skeleton,
+                        ),
+                        "jpeg",
                     )
                 )
     return 0
@@ -104,10 +110,11 @@ def _predict(options: argparse.Namespace) -> int:
 def _print_poses(path: Path, poses: Poses) -> None:
     """Who was found, in a form for people: each one's score and surest joints."""
     tqdm.write(f"{path}: {len(poses.scores)} people by {poses.model}")
+    names = models.card(poses.model).architecture.joints
     for number, (score, keypoints) in enumerate(zip(poses.scores, poses.keypoints, strict=True)):
         best = np.argsort(-keypoints[:, 2])[:4]
         joints = ", ".join(
-            f"{JOINT_NAMES[joint]} ({keypoints[joint, 0]:.0f}, {keypoints[joint, 1]:.0f})"
+            f"{names[joint]} ({keypoints[joint, 0]:.0f}, {keypoints[joint, 1]:.0f})"
             for joint in sorted(best)
         )
         tqdm.write(f"  person {number}: score {score:.2f}, {joints}, ...")

@@ -147,7 +147,7 @@ def load(
         if name is None:
             raise WeightsError(f"give a name ({', '.join(bundled())}) or a weights file")
         chosen = card(name)
-        path = path_of(chosen, weights_dir)
+        path = require(chosen, weights_dir)
         _check(chosen, path)
         model = PoseModel.fresh(chosen).load_weights(path)
     else:
@@ -192,21 +192,31 @@ def verify(entry: Card, weights_dir: Path = WEIGHTS_DIR) -> bool | None:
     return sha256(path).startswith(entry.sha256)
 
 
-def _check(entry: Card, path: Path) -> None:
-    """Whether a card's own weights may be loaded from there.
+def require(entry: Card, weights_dir: Path = WEIGHTS_DIR) -> Path:
+    """Where a card's weights lie.
 
     Raises:
-        WeightsError: they may not.
+        WeightsError: they are not on this machine, or cannot be loaded by the card's name.
     """
     if entry.unsupported is not None:
         raise WeightsError(
             f"{entry.name} cannot be loaded by its name yet: {entry.unsupported}; "
             f"its file can be loaded as weights=, and fed with what it wants"
         )
+    path = path_of(entry, weights_dir)
     if not entry.bundled and not path.is_file():
         raise WeightsError(
             f"{path} is missing: `posemux models fetch {entry.name}` gets it, from {entry.source}"
         )
+    return path
+
+
+def _check(entry: Card, path: Path) -> None:
+    """Whether a card's own weights are the ones that it names.
+
+    Raises:
+        WeightsError: they are not.
+    """
     if path.is_file() and not sha256(path).startswith(entry.sha256):
         raise WeightsError(f"{path} is damaged: its sha256 is not {entry.sha256}")
 

@@ -217,6 +217,16 @@ def test_serving_what_was_not_fetched_says_how_to_get_it(
     assert "`posemux models fetch far-away`" in complaint
 
 
+def test_the_service_does_not_start_without_its_models(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POSE_MODELS", "simcc-small,far-away")
+    assert cli.main(["serve", "--port", "0"]) == 2
+    [complaint] = capsys.readouterr().err.strip().splitlines()
+    assert complaint.startswith(f"posemux: {zoo / 'cache' / 'far-away.pth'} is missing")
+    assert "`posemux models fetch far-away`" in complaint
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -306,7 +306,9 @@ def test_real_networks_give_every_image_its_own_poses(representation, options):
 @pytest.mark.parametrize("threshold", [0.9, 0.5])
 def test_suppression_is_that_of_hrnet(threshold):
     golden = np.load(FIXTURES / "hrnet_official.npz")
-    kept = oks_nms(golden["nms/keypoints"], golden["nms/score"], golden["nms/area"], threshold)
+    kept = oks_nms(
+        golden["nms/keypoints"], golden["nms/score"], golden["nms/area"], threshold, OKS_SIGMAS
+    )
     np.testing.assert_array_equal(kept, golden[f"nms/keep_{threshold}"])
 
 
@@ -320,7 +322,9 @@ def test_poses_are_as_alike_as_hrnet_says():
         pair = [0, other]
         # One of the two goes exactly where the threshold is below their similarity.
         for threshold, left in ((similarity - 1e-6, 1), (similarity + 1e-6, 2)):
-            kept = oks_nms(keypoints[pair], np.array([0.9, 0.8]), areas[pair], threshold)
+            kept = oks_nms(
+                keypoints[pair], np.array([0.9, 0.8]), areas[pair], threshold, OKS_SIGMAS
+            )
             assert len(kept) == left
 
 
@@ -344,6 +348,6 @@ def test_suppression_is_greedy_through_chains_of_neighbours():
         keypoints = rng.uniform(0, 100, (17, 3)) + np.arange(length)[:, None, None] * 4.0
         scores, areas = rng.uniform(size=length), np.full(length, 1000.0)
         for threshold in (0.3, 0.5, 0.9):
-            kept = oks_nms(keypoints, scores, areas, threshold).tolist()
+            kept = oks_nms(keypoints, scores, areas, threshold, OKS_SIGMAS).tolist()
             assert kept == greedy(keypoints, scores, areas, threshold)
-    assert 5 < len(oks_nms(keypoints, scores, areas, 0.3)) < 25
+    assert 5 < len(oks_nms(keypoints, scores, areas, 0.3, OKS_SIGMAS)) < 25
