@@ -130,16 +130,19 @@ def read_metadata(path: Path) -> dict[str, Any]:
     one.
 
     Raises:
-        WeightsError: the file is missing or damaged.
+        WeightsError: the file is missing or damaged, or of something else such as a detector.
     """
     if _start(path)[8:] != b"{":
         return {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = cast("dict[str, str]", file.metadata() or {})
-        return {key: json.loads(metadata[key]) for key in _METADATA if key in metadata}
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
+    try:
+        return {key: json.loads(metadata[key]) for key in _METADATA if key in metadata}
+    except ValueError as error:
+        raise WeightsError(f"{path} is no pose model's: its notes are not JSON, {error}") from error
 
 
 #: How a zip archive begins, which PyTorch writes since 1.6.

@@ -121,7 +121,7 @@ def export(model: PoseModel, path: Path) -> Agreement:
                 )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(
-                f"PyTorch cannot export {model.card.name}: {str(error).splitlines()[0]}"
+                f"PyTorch cannot export {model.card.name}: {_first_line(error.__cause__ or error)}"
             ) from error
         assert program is not None
         program.model.metadata_props.update(_metadata(model))
@@ -140,20 +140,12 @@ def compare(estimator: ImageToPoses, path: Path) -> Agreement:
     """Ask torch and ONNX Runtime about people in random images, borders and all.
 
     Raises:
+        ExportError: ONNX Runtime cannot run the file.
         ModuleNotFoundError: onnxruntime, of the extra `export`, is not installed.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    expected, found = [], []
-    for size, people in (((177, 241), 1), ((310, 200), 7)):
-        image, boxes = _example(size, people)
-        expected.append(estimator(image, boxes))
-        answer = session.run(None, {"image": image.numpy(), "boxes": boxes.numpy()})
-        found.append(torch.from_numpy(answer[0]))
-    ours, theirs = torch.cat(expected), torch.cat(found)
+    asked = [_example((177, 241), 1), _example((310, 200), 7)]
+    ours = torch.cat([estimator(image, boxes) for image, boxes in asked])
+    theirs = torch.cat(_run(path, asked))
     distances = (ours[..., :2] - theirs[..., :2]).norm(dim=-1)
     # What is no number is no place either.
     same = distances <= _SAME_PLACE
@@ -163,6 +155,29 @@ def compare(estimator: ImageToPoses, path: Path) -> Agreement:
         pixels=float(distances[same].max()) if same.any() else 0.0,
         scores=float((ours[..., 2] - theirs[..., 2]).abs().max()),
     )
+
+
+def _run(path: Path, asked: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """ONNX Runtime's answers."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Errors alone: what it says of its own optimisations is not for users.
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        answers = [
+            session.run(None, {"image": image.numpy(), "boxes": boxes.numpy()})
+            for image, boxes in asked
+        ]
+    # Its exceptions have no base of their own.
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+    return [torch.from_numpy(keypoints) for [keypoints] in answers]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _example(size: tuple[int, int], people: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import models
+from models import catalogue
 from models.conversion import convert
 from models.network import Architecture
 from models.pose_model import PoseModel
@@ -87,6 +88,12 @@ def test_a_failed_conversion_leaves_what_was_there(
         convert("dark-small", path)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_detectors_weights_are_no_pose_models(tmp_path: Path) -> None:
+    detector = catalogue.WEIGHTS / "person-detector.safetensors"
+    with pytest.raises(models.WeightsError, match=r"^[^\n]*detector\.safetensors is no pose model"):
+        convert(str(detector), tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("said", [{"name": "x"}, {"architecture": 3}, [1], "text"])

@@ -74,6 +74,25 @@ class Program:
         path.write_bytes(b"onnx")
 
 
+def test_a_file_that_cannot_be_run_is_one_clear_error(tiny: PoseModel, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(b"no graph at all")
+    with pytest.raises(export.ExportError, match=r"^ONNX Runtime cannot run it: [^\n]+$"):
+        export.compare(export.ImageToPoses(tiny), path)
+
+
+def test_what_cannot_be_traced_is_one_clear_error(tiny: PoseModel, tmp_path: Path) -> None:
+    class Undecided(torch.nn.Module):
+        def forward(self, crops: torch.Tensor) -> torch.Tensor:
+            maps = torch.zeros(len(crops), 16, 16, 12)
+            return maps + 1 if crops.sum() > 0 else maps
+
+    tiny.network = Undecided()  # type: ignore[assignment]
+    with pytest.raises(export.ExportError, match=r"^PyTorch cannot export tiny: [^\n]+$"):
+        export.export(tiny, tmp_path / "tiny.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_the_extra_nothing_is_tried(
     tiny: PoseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
