@@ -130,6 +130,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         url=options.url,
         weights=options.weights,
         layout=options.layout,
+        as_authors=options.decode == "reference",
     )
     if options.detector:
         report = evaluate_detector(asked, settings)
@@ -175,7 +176,7 @@ def _list_models(_: argparse.Namespace) -> int:
     cards = [models.card(name) for name in models.names()]
     weights_dir = Settings().weights_dir
     titles = ("name", "representation", "backbone", "input", "params", "GMACs", "AP", "MB")
-    rows = [(*titles, "weights", "licence", "unsupported")]
+    rows = [(*titles, "weights", "licence")]
     for card in cards:
         size = "x".join(str(side) for side in card.input_size)
         average = "-"
@@ -191,7 +192,7 @@ def _list_models(_: argparse.Namespace) -> int:
         megabytes = path.stat().st_size / 1e6 if present else cost.parameters * 4e-6
         stored = (f"{megabytes:.0f}", "present") if present else (f"~{megabytes:.0f}", "absent")
         described = (card.name, card.representation, card.backbone, size, *figures)
-        rows.append((*described, *stored, card.licence, card.unsupported or ""))
+        rows.append((*described, *stored, card.licence))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print(
@@ -227,8 +228,6 @@ def _fetch_model(options: argparse.Namespace) -> int:
     print(f"{card.name}: {path}, licence: {card.licence}")
     if not card.sha256:
         print(f"its authors publish no sha256 to check; this file's is {downloads.sha256(path)}")
-    if card.unsupported is not None:
-        print(f"it cannot be loaded by its name yet: {card.unsupported}")
     return 0
 
 
@@ -344,6 +343,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where the people are: annotated, detected, or in a COCO results file (gt)",
     )
     evaluate.add_argument("--flip-test", action="store_true", help="average with the mirror image")
+    evaluate.add_argument(
+        "--decode",
+        choices=("default", "reference"),
+        default="default",
+        help="reference: decode, merge and score as the model's authors do (default)",
+    )
     evaluate.add_argument(
         "--url", help="ask a running service instead, such as http://localhost:8000"
     )

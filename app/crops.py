@@ -48,6 +48,7 @@ def crop(
     size: tuple[int, int],
     mean: RGB,
     std: RGB,
+    bgr: bool = False,
 ) -> Tensor:
     """Cut out and normalise every person's crop.
 
@@ -56,8 +57,9 @@ def crop(
         owners: `(P,)` int64, which image each person is in.
         affines: `(P, 2, 3)` from image to crop pixels, without rotation or shear.
         size: width and height of a crop.
-        mean: of each colour, for values in [0, 1].
-        std: of each colour, for values in [0, 1].
+        mean: of each of the crops' channels, for values in [0, 1].
+        std: of each of the crops' channels, for values in [0, 1].
+        bgr: whether blue is a crop's first channel; images are RGB.
 
     Returns:
         `(P, 3, height, width)` float32, `(pixel / 255 - mean) / std`.
@@ -65,4 +67,5 @@ def crop(
     device = images.pixels.device
     facts = [(*shape, start) for shape, start in zip(images.shapes, images.starts, strict=True)]
     heights, widths, starts = torch.tensor(facts, device=device)[owners.to(device)].unbind(-1)
-    return cut_out(images.pixels, heights, widths, starts, affines.to(device), size, mean, std)
+    affines = affines.to(device)
+    return cut_out(images.pixels, heights, widths, starts, affines, size, mean, std, bgr)

@@ -80,6 +80,9 @@ class Evaluation:
     """A weights file to measure in place of the catalogue's models."""
     layout: str | None = None
     """What the weights file is of, where several fit: see `models.load`."""
+    as_authors: bool = False
+    """Whether outputs are decoded, merged and scored as by the models' authors: see
+    `models.reference`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,10 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
     """
     if asked.url is not None and asked.weights is not None:
         raise UsageError("--url asks a service for one of its models: it takes no --weights")
+    if asked.url is not None and asked.as_authors:
+        raise UsageError(
+            "--url asks a service, which decodes in its own way: no --decode reference"
+        )
     if asked.layout is not None and asked.weights is None:
         raise UsageError("--layout says what --weights are: give both")
     benchmark = read_benchmark(asked.annotations)
@@ -149,7 +156,13 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
         bar = tqdm(entries, desc=card.name, unit="image", disable=None)
         if asked.url is None:
             one = settings.model_copy(update={"models": (card.name,)})
-            pipeline = build_pipeline(one, Metrics(), asked.weights, layout=asked.layout)
+            pipeline = build_pipeline(
+                one,
+                Metrics(),
+                asked.weights,
+                layout=asked.layout,
+                as_authors=asked.as_authors,
+            )
             answers = ask_pipeline(pipeline, settings, question, bar)
         else:
             answers = _ask_service(asked.url, question, bar)
@@ -174,6 +187,7 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
         )
     used: dict[str, Any] = {"boxes": asked.boxes, "flip_test": asked.flip_test}
     if asked.url is None:
+        used["decode"] = "reference" if asked.as_authors else "default"
         used |= settings.model_dump(include={"device", "detector_size", "max_people"})
     else:
         used["url"] = asked.url
@@ -212,8 +226,10 @@ def ask_pipeline(
             for entry in batch
         ]
         answers = pipeline(_decoded(batch, question.pictures, settings), asked)
+        # Authors' scores may be as small as a bin's probability, and must still rank people.
+        digits = 9 if pipeline.as_authors else 4
         for entry, poses in zip(batch, answers, strict=True):
-            yield coco_results(entry["id"], poses)
+            yield coco_results(entry["id"], poses, digits)
 
 
 def _ask_service(url: str, question: Question, entries: Iterable[Dataset]) -> Iterator[Results]:
@@ -256,7 +272,7 @@ def _as_detected(results: Results, people: dict[int, GivenPeople] | None, card: 
     scores = own * detected.scores
     skeleton = card.architecture.skeleton
     kept = distinct_people(
-        detected.boxes, scores, keypoints, skeleton, card.input_size, card.padding
+        detected.boxes, scores, keypoints, skeleton, card.input_size, card.profile.padding
     )
     return [{**results[index], "score": float(scores[index])} for index in kept]
 
@@ -279,8 +295,8 @@ def evaluate_detector(asked: Evaluation, settings: Settings) -> Report:
         UsageError: `asked` asks for what only poses have.
         WeightsError: the detector's weights cannot be used.
     """
-    if asked.boxes != "gt" or asked.flip_test or asked.url is not None:
-        raise UsageError("--detector takes neither --boxes nor --flip-test nor --url")
+    if asked.boxes != "gt" or asked.flip_test or asked.url is not None or asked.as_authors:
+        raise UsageError("--detector takes neither --boxes nor --flip-test nor --url nor --decode")
     dataset = read_boxes(asked.annotations)
     pictures = _pictures(asked, dataset["images"])
     detector = build_detector(settings)

@@ -57,6 +57,7 @@ def build_pipeline(
     weights: Path | None = None,
     calibrated: bool = True,
     layout: str | None = None,
+    as_authors: bool = False,
 ) -> Pipeline:
     """The detector and the pose models of the settings, on their device.
 
@@ -67,6 +68,7 @@ def build_pipeline(
             the file's name.
         calibrated: whether scores are calibrated, where the models' cards tell how.
         layout: what the weights file is of, where several fit: see `models.load`.
+        as_authors: see `Pipeline`.
 
     Raises:
         ValueError: the device is not there, or weights are missing or damaged.
@@ -83,7 +85,7 @@ def build_pipeline(
     if not calibrated:
         loaded = [model.uncalibrated() for model in loaded]
     pose_models = {model.card.name: model for model in loaded}
-    return Pipeline(detector, pose_models, device, settings.max_batch_people, metrics)
+    return Pipeline(detector, pose_models, device, settings.max_batch_people, metrics, as_authors)
 
 
 def create_app(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,8 @@ from app.crops import ImageBatch, crop
 from app.detector import Detections, Detector
 from app.errors import InferenceError
 from app.metrics import Metrics
-from models.geometry import apply_affines, crop_affines, crop_regions, invert_affines
+from models import reference
+from models.geometry import apply_affines, crop_regions, invert_affines
 from models.pose_model import PoseModel
 from models.skeletons import Skeleton
 
@@ -73,6 +75,8 @@ class Pipeline:
         device: where everything is computed.
         max_batch_people: crops in one forward pass of a pose network, mirrored ones included.
         metrics: where stages, batches, images and persons are counted, if anywhere.
+        as_authors: whether outputs become keypoints and scores by the arithmetic of the models'
+            authors, see `models.reference`, whose scores have no bounds.
     """
 
     def __init__(
@@ -82,12 +86,14 @@ class Pipeline:
         device: torch.device,
         max_batch_people: int,
         metrics: Metrics | None = None,
+        as_authors: bool = False,
     ) -> None:
         self._detector = detector
         self._pose_models = dict(pose_models)
         self._device = device
         self._max_batch_people = max_batch_people
         self._metrics = metrics or Metrics()
+        self.as_authors = as_authors
         for name, model in self._pose_models.items():
             card = model.card
             self._metrics.model_info.labels(
@@ -198,16 +204,15 @@ class Pipeline:
         counts = [len(people[index].boxes) for index in members]
         owners = torch.from_numpy(np.repeat(members, counts)).to(self._device)
         boxes = torch.from_numpy(np.concatenate([people[index].boxes for index in members]))
-        affines = crop_affines(boxes.to(self._device), model.input_size, model.padding)
+        affines = model.affines(boxes.to(self._device))
         flips = np.repeat([options[index].flip_test for index in members], counts)
         step = max(self._max_batch_people // 2, 1) if flips.any() else self._max_batch_people
         parts = []
         for start in range(0, len(owners), step):
             part = slice(start, start + step)
             with work.stage("crop"):
-                crops = crop(
-                    batch, owners[part], affines[part], model.input_size, model.mean, model.std
-                )
+                size, mean, std = model.input_size, model.mean, model.std
+                crops = crop(batch, owners[part], affines[part], size, mean, std, model.bgr)
             with work.stage("pose"):
                 keypoints = self._keypoints(model, crops, flips[part], work)
             with work.stage("postprocess"):
@@ -224,7 +229,14 @@ class Pipeline:
             mirrored = torch.from_numpy(flips.nonzero()[0]).to(self._device)
             crops = torch.cat((crops, crops[mirrored].flip(-1)))
         work.batches.append(("pose", len(crops)))
-        keypoints: Tensor = model.decode(model.network(crops.to(model.dtype)))
+        raw = model.network(crops.to(model.dtype))
+        if self.as_authors:
+            keypoints = reference.decode(model, _rows(raw, slice(count)))
+            if flips.any():
+                own, flipped = _rows(raw, mirrored), _rows(raw, slice(count, None))
+                keypoints[mirrored] = reference.decode(model, own, flipped)
+            return keypoints
+        keypoints = model.decode(raw)
         if flips.any():
             keypoints, flipped = keypoints[:count], keypoints[count:]
             keypoints[mirrored] = model.flip_merge(keypoints[mirrored], flipped)
@@ -240,6 +252,8 @@ class Pipeline:
         """Score one image's people and, where they were detected, drop duplicates and sort."""
         model = self._pose_models[option.model]
         threshold = _JOINT_THRESHOLDS[model.card.scores]
+        if self.as_authors:
+            threshold = model.card.profile.joint_threshold
         counted = np.where(keypoints[..., 2] > threshold, keypoints[..., 2], 0)
         joints = np.maximum((counted > 0).sum(-1), 1).astype(np.float32)
         scores = people.scores * counted.sum(-1) / joints
@@ -269,6 +283,11 @@ class Pipeline:
             metrics.device_memory.labels("reserved").set(torch.cuda.memory_reserved(self._device))
             metrics.device_memory.labels("free").set(free)
             metrics.device_memory.labels("total").set(total)
+
+
+def _rows(raw: Any, rows: slice | Tensor) -> Any:
+    """A network's outputs for some of its crops."""
+    return tuple(part[rows] for part in raw) if isinstance(raw, tuple) else raw[rows]
 
 
 def distinct_people(

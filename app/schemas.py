@@ -125,6 +125,19 @@ class Problem(BaseModel):
     request_id: str = Field(description="Also in the service's log.")
 
 
+class ModelProfile(BaseModel):
+    """How a pose model is fed, and read by its authors."""
+
+    padding: float = Field(description="How much larger than the box the crop is.")
+    bgr: bool = Field(description="Whether the network wants blue first.")
+    reference: str = Field(
+        description="Its authors' flip rule and score rule, by their name in docs/checkpoints.md."
+    )
+    joint_threshold: float = Field(
+        description="The least score of a joint that counts in its authors' score of a person."
+    )
+
+
 class ModelCard(BaseModel):
     """What is known of a pose model."""
 
@@ -135,7 +148,11 @@ class ModelCard(BaseModel):
     input_size: tuple[int, int] = Field(description="Width and height of a crop in pixels.")
     parameters: int = Field(description="Trained weights, those of decoding included.")
     gmacs: float = Field(description="Thousand million multiply-adds for one crop.")
-    padding: float = Field(description="How much larger than the box the crop is.")
+    authors: str | None = Field(
+        description="Whose code trained it: `official` (HRNet's and what is built on it), "
+        "`mmpose-0.x`, `mmpose`, or null: posemux."
+    )
+    profile: ModelProfile = Field(description="What its input is like, and its authors' decoding.")
     joint_names: list[str] = Field(description="In the order of its `keypoints`.")
     skeleton: list[tuple[int, int]] = Field(description="Limbs, as indices of joints from 0.")
     flip_pairs: list[tuple[int, int]] = Field(description="Joints that a mirror exchanges.")
@@ -145,9 +162,6 @@ class ModelCard(BaseModel):
     url: str | None
     source: str | None = Field(
         description="Where weights are from that do not come with posemux, for people."
-    )
-    unsupported: str | None = Field(
-        description="What the model's input needs and is not done here: it cannot be loaded."
     )
     licence: str
     training_data: str
@@ -180,18 +194,23 @@ class Health(BaseModel):
     status: str
 
 
-def coco_results(image_id: int, poses: Poses) -> list[dict[str, Any]]:
+def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str, Any]]:
     """One image's poses as entries of a COCO results list.
 
     Hundredths of a pixel and ten thousandths of a score: far finer than any network is exact, and
     half as long to send.
+
+    Args:
+        image_id: the image's.
+        poses: the people in it.
+        digits: decimals of scores.
     """
     corners = poses.boxes.astype(np.float64)
     boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1).round(2)
     keypoints = poses.keypoints.astype(np.float64)
     keypoints[..., :2] = keypoints[..., :2].round(2)
-    keypoints[..., 2] = keypoints[..., 2].round(4)
-    scores = poses.scores.astype(np.float64).round(4)
+    keypoints[..., 2] = keypoints[..., 2].round(digits)
+    scores = poses.scores.astype(np.float64).round(digits)
     flat = keypoints.reshape(len(keypoints), 3 * keypoints.shape[1])
     rows = zip(boxes.tolist(), scores.tolist(), flat.tolist(), strict=True)
     return [

@@ -34,8 +34,8 @@ from models.evaluation import coco_figures
 from models.heatmap import Heatmap, Method
 from models.network import Architecture, Representation
 from models.pose_model import PoseModel
-from models.training.loop import card_of, normalise, train_pose, validate
-from models.training.people import Augmentation, People, Samples
+from models.training.loop import card_of, normalise, plain_samples, train_pose, validate
+from models.training.people import Augmentation, People
 from models.training.recipes import PoseRecipe, Stage
 
 BACKBONE, PYRAMID = "regnetx_002", 64
@@ -232,7 +232,7 @@ def occlude(arguments: argparse.Namespace) -> None:
 
 def occluded_poses(model: PoseModel, people: People, share: float) -> Iterator[dict[str, Any]]:
     """COCO results of everybody; each crop has the same joint hidden whatever the model."""
-    samples = Samples(people, model.input_size, padding=model.padding)
+    samples = plain_samples(people, model)
     for first in range(0, len(people.people), 32):
         rows = range(first, min(first + 32, len(people.people)))
         crops, boxes = [], []
@@ -242,7 +242,7 @@ def occluded_poses(model: PoseModel, people: People, share: float) -> Iterator[d
             joint = rng.choice(np.flatnonzero(labelled.numpy()))
             # Equally large in the image for all models: PCT's crop is square.
             box = people.people[row].box
-            affine = geometry.crop_affines(torch.from_numpy(box), model.input_size, model.padding)
+            affine = model.affines(torch.from_numpy(box))
             side = share * np.sqrt((box[2:] - box[:2]).prod()) * affine[0, 0].item()
             low = (keypoints[joint] - side / 2).round().int().clamp(min=0).tolist()
             high = (keypoints[joint] + side / 2).round().int().clamp(min=0).tolist()
@@ -251,9 +251,7 @@ def occluded_poses(model: PoseModel, people: People, share: float) -> Iterator[d
             crops.append(crop)
             boxes.append(torch.from_numpy(box))
         decoded = model.decode(model.network(normalise(torch.stack(crops), model)))
-        back = geometry.invert_affines(
-            geometry.crop_affines(torch.stack(boxes), model.input_size, model.padding)
-        )
+        back = geometry.invert_affines(model.affines(torch.stack(boxes)))
         positions = geometry.apply_affines(back, decoded[..., :2]).float()
         for row, joints in zip(rows, torch.cat((positions, decoded[..., 2:]), -1), strict=True):
             yield {

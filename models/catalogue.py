@@ -19,6 +19,7 @@ from models.downloads import sha256
 from models.layouts import Nearest, architecture_of, identify
 from models.network import REPRESENTATIONS, Architecture
 from models.pose_model import Card, PoseModel
+from models.profiles import Authors, authors_of
 from models.training.recipes import RecipeError
 
 #: The bundled weights.
@@ -130,7 +131,8 @@ def load(
             the layout comes from the weights file, see `models.layouts` for what that cannot tell.
         weights: a local file that replaces the card's own weights, ours or a published checkpoint;
             unless it is the same file, the card's calibration is not for it, and its scores are
-            raw.
+            raw. How it is fed follows from the card, or without one from its keys: see
+            `models.profiles`.
         device: where it computes.
         dtype: what the network computes in, if not float32; decoding stays in float32.
         weights_dir: where published weights were fetched to; nothing is fetched here.
@@ -140,8 +142,8 @@ def load(
 
     Raises:
         UnknownModelError: neither the catalogue nor the recipes have such a model.
-        WeightsError: the file is missing, damaged, or does not fit; the model's input needs what
-            is not done here; or neither a name nor a file was given.
+        WeightsError: the file is missing, damaged, or does not fit; or neither a name nor a file
+            was given.
     """
     if weights is None:
         if name is None:
@@ -158,10 +160,11 @@ def load(
 def _load_file(name: str | None, path: Path) -> PoseModel:
     """The pose model of a weights file; see `load`."""
     tensors = read_checkpoint(path)
+    authors = authors_of(tensors)
     if name is not None:
-        chosen = _named(name, path)
+        chosen = _named(name, path, authors)
     elif metadata := read_metadata(path):
-        chosen = _described(metadata, path)
+        chosen = _described(metadata, path, authors)
     else:
         nearest = _identify(path, tensors)
         if nearest.differences:
@@ -169,7 +172,8 @@ def _load_file(name: str | None, path: Path) -> PoseModel:
                 f"{path} has no known layout; the nearest is {nearest.name}, which differs in "
                 f"{nearest.differences}"
             )
-        chosen = _unlisted(path, nearest.architecture, f"identified as {nearest.name} by its keys")
+        note = f"identified as {nearest.name} by its keys"
+        chosen = _unlisted(path, nearest.architecture, authors, note)
     if name is not None and chosen.calibration is not None and sha256(path) != chosen.sha256:
         chosen = replace(chosen, calibration=None)
     try:
@@ -198,11 +202,6 @@ def require(entry: Card, weights_dir: Path = WEIGHTS_DIR) -> Path:
     Raises:
         WeightsError: they are not on this machine, or cannot be loaded by the card's name.
     """
-    if entry.unsupported is not None:
-        raise WeightsError(
-            f"{entry.name} cannot be loaded by its name yet: {entry.unsupported}; "
-            f"its file can be loaded as weights=, and fed with what it wants"
-        )
     path = path_of(entry, weights_dir)
     if not entry.bundled and not path.is_file():
         raise WeightsError(
@@ -229,7 +228,7 @@ def _identify(path: Path, tensors: dict[str, Tensor]) -> Nearest:
         raise WeightsError(f"{path}: {error}") from error
 
 
-def _named(name: str, path: Path) -> Card:
+def _named(name: str, path: Path, authors: Authors | None) -> Card:
     """The card of a name in the catalogue, or one for a recipe's.
 
     Raises:
@@ -238,12 +237,12 @@ def _named(name: str, path: Path) -> Card:
     if name in _cards():
         return _cards()[name]
     try:
-        return _unlisted(path, architecture_of(name), f"loaded as {name}")
+        return _unlisted(path, architecture_of(name), authors, f"loaded as {name}")
     except RecipeError as error:
         raise UnknownModelError(name) from error
 
 
-def _described(metadata: dict[str, Any], path: Path) -> Card:
+def _described(metadata: dict[str, Any], path: Path, authors: Authors | None) -> Card:
     """The card of weights that posemux wrote.
 
     Raises:
@@ -256,10 +255,10 @@ def _described(metadata: dict[str, Any], path: Path) -> Card:
         architecture = Architecture.parse(metadata["architecture"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} says of itself what cannot be used: {error}") from error
-    return _unlisted(path, architecture, "which its weights file names")
+    return _unlisted(path, architecture, authors, "which its weights file names")
 
 
-def _unlisted(path: Path, architecture: Architecture, note: str) -> Card:
+def _unlisted(path: Path, architecture: Architecture, authors: Authors | None, note: str) -> Card:
     """A card for weights of which only the file is known."""
     return Card(
         name=path.stem,
@@ -269,4 +268,5 @@ def _unlisted(path: Path, architecture: Architecture, note: str) -> Card:
         licence="unknown",
         training_data="unknown",
         note=note,
+        authors=authors,
     )

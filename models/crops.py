@@ -26,6 +26,7 @@ def cut_out(
     size: tuple[int, int],
     mean: RGB,
     std: RGB,
+    bgr: bool = False,
 ) -> Tensor:
     """Cut out and normalise every person's crop.
 
@@ -36,8 +37,9 @@ def cut_out(
         starts: `(P,)` int64, its first row in `pixels`.
         affines: `(P, 2, 3)` from image to crop pixels, without rotation or shear.
         size: width and height of a crop.
-        mean: of each colour, for values in [0, 1].
-        std: of each colour, for values in [0, 1].
+        mean: of each of the crops' channels, for values in [0, 1].
+        std: of each of the crops' channels, for values in [0, 1].
+        bgr: whether blue is a crop's first channel; images are RGB.
 
     Returns:
         `(P, 3, height, width)` float32, `(pixel / 255 - mean) / std`.
@@ -67,6 +69,8 @@ def cut_out(
         return look_up(left).mul_(across[0]).add_(look_up(right).mul_(across[1]))
 
     crops = blend(above).mul_(down[0, ..., None]).add_(blend(below).mul_(down[1, ..., None]))
+    if bgr:
+        crops = crops.view(people, height, width, 3).flip(-1).view(people, height, -1)
     scale = torch.tensor(std, device=device).mul_(255).repeat(width)
     shift = torch.tensor(mean, device=device).mul_(255).repeat(width)
     return crops.sub_(shift).div_(scale).view(people, height, width, 3).permute(0, 3, 1, 2)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.crops import cut_out
 from models.files import replacing
-from models.geometry import apply_affines, crop_affines, invert_affines
+from models.geometry import apply_affines, invert_affines
 from models.pose_model import PoseModel
 
 #: Joints further apart than so many pixels are not the same, as are scores by so much.
@@ -69,13 +69,13 @@ class ImageToPoses(nn.Module):
             `(P, K, 3)` float32: x, y in image pixels and score in [0, 1].
         """
         model = self.model
-        affines = crop_affines(boxes, model.input_size, model.padding)
+        affines = model.affines(boxes)
         heights, widths, starts = (
             image.new_full(boxes.shape[:1], value, dtype=torch.int64)
             for value in (image.shape[0], image.shape[1], 0)
         )
-        pixels, size = image.reshape(-1, 3), model.input_size
-        crops = cut_out(pixels, heights, widths, starts, affines, size, model.mean, model.std)
+        pixels, colours = image.reshape(-1, 3), (model.mean, model.std, model.bgr)
+        crops = cut_out(pixels, heights, widths, starts, affines, model.input_size, *colours)
         keypoints = model.decode(model.network(crops))
         points = apply_affines(invert_affines(affines), keypoints[..., :2])
         return torch.cat((points.float(), keypoints[..., 2:]), -1)

@@ -9,7 +9,8 @@ Head, targets, loss and decoding of the heatmap representation. Decoding is one 
   (Zhang et al., "Distribution-Aware Coordinate Representation for Human Pose Estimation",
   CVPR 2020; `lib/core/inference.py` of DarkPose).
 
-Heatmap coordinates are input coordinates divided by the stride, without a half-pixel offset.
+Heatmap coordinates are input coordinates divided by the stride, without a half-pixel offset, or
+what UDP and DarkPose have in place of that: see `models.geometry`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import cv2
 import torch
 from torch import Tensor, nn
 
+from models.geometry import Mapping, map_grid
+
 Method = Literal["argmax", "shift", "dark"]
 
 #: The logarithm's floor in DarkPose. It is absolute, so it is the only thing that a common scale of
 #: the heatmap could change: see `_blurred_patches`.
 _LOG_FLOOR = 1e-10
-
 
 # --------------------------------------------------------------------------------------- targets
 
@@ -39,12 +41,14 @@ def encode(
     stride: float = 4.0,
     sigma: float = 2.0,
     unbiased: bool = True,
+    mapping: Mapping = "affine",
 ) -> tuple[Tensor, Tensor]:
     """Gaussian target maps of height 1.
 
     Biased targets put the centre on the nearest pixel and cut the Gaussian off at 3 sigma
-    (HRNet, `generate_target`); unbiased ones keep the centre where it is (DARK, section 3.3).
-    A joint whose Gaussian lies wholly outside of the map gets weight 0.
+    (HRNet, `generate_target`); unbiased ones keep the centre where it is (DARK, section 3.3), and
+    UDP's are cut off at 3 sigma all the same (mmpose, `generate_udp_gaussian_heatmaps`). A joint
+    whose Gaussian lies wholly outside of the map gets weight 0.
 
     Args:
         keypoints: `(..., K, 2)` in input pixels.
@@ -53,27 +57,27 @@ def encode(
         stride: input pixels for each heatmap pixel.
         sigma: the Gaussian's spread in heatmap pixels.
         unbiased: whether the centre is kept sub-pixel.
+        mapping: how the maps' pixels lie on the input; see `models.geometry`.
 
     Returns:
         Maps `(..., K, height, width)` and weights `(..., K)`, 0 or 1.
     """
-    width, height = heatmap_size
-    centres = keypoints / stride
+    steps, origins = map_grid(heatmap_size, stride, mapping)
+    centres = (keypoints - keypoints.new_tensor(origins)) / keypoints.new_tensor(steps)
     pixels = (centres + 0.5).trunc()
     reach = 3 * sigma
-    inside = (
-        (pixels - reach < pixels.new_tensor([width, height])) & (pixels + reach + 1 >= 0)
-    ).all(-1)
+    inside = ((pixels - reach < pixels.new_tensor(heatmap_size)) & (pixels + reach + 1 >= 0)).all(
+        -1
+    )
     weights = ((labelled > 0) & inside).to(keypoints.dtype)
     if not unbiased:
         centres = pixels
-    dx = torch.arange(width, dtype=keypoints.dtype, device=keypoints.device) - centres[..., :1]
-    dy = torch.arange(height, dtype=keypoints.dtype, device=keypoints.device) - centres[..., 1:]
-    if unbiased:
-        across, down = torch.exp(-(dx**2) / (2 * sigma**2)), torch.exp(-(dy**2) / (2 * sigma**2))
-    else:
-        across = torch.exp(-(dx**2) / (2 * sigma**2)) * (dx.abs() <= reach)
-        down = torch.exp(-(dy**2) / (2 * sigma**2)) * (dy.abs() <= reach)
+    columns, rows = (torch.arange(size, device=keypoints.device) for size in heatmap_size)
+    across = torch.exp(-((columns - centres[..., :1]) ** 2) / (2 * sigma**2))
+    down = torch.exp(-((rows - centres[..., 1:]) ** 2) / (2 * sigma**2))
+    if mapping == "udp" or not unbiased:
+        across = across * ((columns - pixels[..., :1]).abs() <= reach)
+        down = down * ((rows - pixels[..., 1:]).abs() <= reach)
     return down[..., :, None] * across[..., None, :] * weights[..., None, None], weights
 
 
@@ -117,18 +121,18 @@ def decode(heatmaps: Tensor, method: Method = "dark", blur_kernel: int = 11) -> 
     if method == "argmax":
         offsets = maps.new_zeros(len(maps), 2)
     elif method == "shift":
-        offsets = _quarter_shift(maps, x, y)
+        offsets = quarter_shift(maps, x, y)
     elif method == "dark":
         if blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel must be odd, not {blur_kernel}")
-        offsets = _taylor_step(_blurred_patches(maps, x, y, blur_kernel), x, y, (width, height))
+        offsets = taylor_step(_blurred_patches(maps, x, y, blur_kernel), x, y, (width, height))
     else:
         raise ValueError(f"method must be 'argmax', 'shift' or 'dark', not {method!r}")
     positions = torch.stack((x, y), -1) + offsets
     return torch.cat((positions.to(peaks), peaks[:, None]), -1).reshape(*batch, 3)
 
 
-def _patches(maps: Tensor, x: Tensor, y: Tensor, radius: int) -> Tensor:
+def patches_at(maps: Tensor, x: Tensor, y: Tensor, radius: int) -> Tensor:
     """Squares of `2 * radius + 1` around each `(x, y)`, zero beyond the map: `(M, s, s)`."""
     height, width = maps.shape[1:]
     reach = torch.arange(-radius, radius + 1, device=maps.device)
@@ -141,15 +145,19 @@ def _patches(maps: Tensor, x: Tensor, y: Tensor, radius: int) -> Tensor:
     return torch.where(inside, values, 0)
 
 
-def _quarter_shift(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """A quarter pixel towards the higher neighbour; nothing within one pixel of the border."""
-    height, width = maps.shape[1:]
-    patches = _patches(maps, x, y, 1)
-    slope = torch.stack(
+def slopes_at(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Right neighbour minus left one and lower minus upper one, zero beyond the map: `(M, 2)`."""
+    patches = patches_at(maps, x, y, 1)
+    return torch.stack(
         (patches[:, 1, 2] - patches[:, 1, 0], patches[:, 2, 1] - patches[:, 0, 1]), -1
     )
+
+
+def quarter_shift(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """A quarter pixel towards the higher neighbour; nothing within one pixel of the border."""
+    height, width = maps.shape[1:]
     interior = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
-    return 0.25 * slope.sign() * interior[:, None]
+    return 0.25 * slopes_at(maps, x, y).sign() * interior[:, None]
 
 
 @lru_cache
@@ -170,13 +178,13 @@ def _blurred_patches(maps: Tensor, x: Tensor, y: Tensor, kernel: int) -> Tensor:
     """
     # In float64: second differences of a logarithm lose digits, and the squares are small.
     matrix = _blur_matrix(kernel, torch.float64, maps.device)
-    blurred = matrix @ _patches(maps, x, y, kernel // 2 + 2).double() @ matrix.T
+    blurred = matrix @ patches_at(maps, x, y, kernel // 2 + 2).double() @ matrix.T
     peaks = maps.flatten(1).amax(1)
     scale = peaks / blurred.flatten(1).amax(1).clamp_min(torch.finfo(maps.dtype).tiny)
     return blurred * scale[:, None, None]
 
 
-def _taylor_step(patches: Tensor, x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
+def taylor_step(patches: Tensor, x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
     """The Newton step to the maximum of the log-heatmap: -H^-1 g (DARK, equations 7 to 9)."""
     logarithm = patches.clamp_min(_LOG_FLOOR).log()
 
@@ -245,6 +253,7 @@ class Heatmap:
         unbiased: whether the targets keep sub-pixel centres.
         method: how a heatmap is decoded.
         blur_kernel: DARK's blur in heatmap pixels.
+        mapping: how the maps' pixels lie on the input, and the input's on the crop's region.
     """
 
     input_size: tuple[int, int]
@@ -253,6 +262,7 @@ class Heatmap:
     unbiased: bool = True
     method: Method = "dark"
     blur_kernel: int = 11
+    mapping: Mapping = "affine"
 
     @property
     def feature_stride(self) -> int:
@@ -271,14 +281,16 @@ class Heatmap:
     def loss(self, raw: Tensor, keypoints: Tensor, labelled: Tensor) -> Tensor:
         """The training loss of heatmaps `(N, K, h, w)` for keypoints in input pixels."""
         size = (raw.shape[-1], raw.shape[-2])
-        targets, weights = encode(keypoints, labelled, size, self.stride, self.sigma, self.unbiased)
+        targets, weights = encode(
+            keypoints, labelled, size, self.stride, self.sigma, self.unbiased, self.mapping
+        )
         return loss(raw, targets, weights)
 
     def decode(self, raw: Tensor) -> Tensor:
         """`(N, K, 3)` in input pixels; the score is the peak, which is not bounded."""
-        decoded = decode(raw, self.method, self.blur_kernel)
-        return torch.cat((decoded[..., :2] * self.stride, decoded[..., 2:]), -1)
+        return self.in_input_pixels(decode(raw, self.method, self.blur_kernel), raw)
 
-    def reference_scores(self, raw: Tensor) -> Tensor:
-        """`(N, K)`: the peaks."""
-        return raw.flatten(2).amax(-1)
+    def in_input_pixels(self, decoded: Tensor, raw: Tensor) -> Tensor:
+        """Joints `(N, K, 3)` in the pixels of maps `(N, K, h, w)`, brought to the input's."""
+        steps, origins = map_grid((raw.shape[-1], raw.shape[-2]), self.stride, self.mapping)
+        return decoded * decoded.new_tensor((*steps, 1)) + decoded.new_tensor((*origins, 0))

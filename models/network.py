@@ -15,6 +15,7 @@ from models.backbones import (
     TokenSize,
     build_backbone,
 )
+from models.geometry import Mapping
 from models.heatmap import Heatmap
 from models.pct import PCT, MixerSize
 from models.simcc import SimCC
@@ -43,9 +44,6 @@ class Representation(Protocol):
 
     def decode(self, raw: Any) -> Tensor:
         """`(N, K, 3)`: x, y in input pixels and the representation's own score, about in [0, 1]."""
-
-    def reference_scores(self, raw: Any) -> Tensor:
-        """`(N, K)`: the score that its authors give a joint."""
 
 
 @runtime_checkable
@@ -110,6 +108,11 @@ class Architecture:
     def table(self) -> dict[str, Any]:
         """The table that `parse` reads."""
         return asdict(self)
+
+    @property
+    def mapping(self) -> Mapping:
+        """How a crop's pixels lie on its region, an option of heatmaps: see `models.geometry`."""
+        return cast(Mapping, self.options.get("mapping", "affine"))
 
     @property
     def skeleton(self) -> Skeleton:

@@ -543,7 +543,3 @@ class PCT(nn.Module):
     def decode(self, raw: Tensor) -> Tensor:
         """`(N, K, 3)` in input pixels; see `decode_with_spread`."""
         return decode_with_spread(raw, self.tokenizer)
-
-    def reference_scores(self, raw: Tensor) -> Tensor:
-        """`(N, K)`: the released score, the same for all joints of a pose."""
-        return decode(raw, self.tokenizer)[..., 2]

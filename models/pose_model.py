@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import abc
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from models.calibration import Calibration
 from models.checkpoints import WeightsError, differences, read_tensors, with_counters
+from models.geometry import Mapping, crop_affines
 from models.network import Architecture, Network, Representation, build_representation
+from models.profiles import Authors, Profile, profile_of
 from models.skeletons import Skeleton
 
 #: ImageNet's mean and spread of RGB in [0, 1], which the literature's networks expect.
@@ -29,9 +31,10 @@ class Card:
     `measured` are figures of this project's own evaluation, `published` those of its authors.
     Without a `calibration` scores are the model's own, which compare only within it.
 
+    `authors` is whose code trained it, from which its `profile` follows; None is posemux's own.
+
     Weights that do not come with posemux have a `source`, in words, and a `url` unless it takes a
     browser to get them. Their `sha256` may be its first digits alone, or empty where none is known.
-    `unsupported` is what their input needs and is not done here.
     """
 
     name: str
@@ -41,19 +44,23 @@ class Card:
     licence: str
     training_data: str
     note: str
-    padding: float = 1.25
+    authors: Authors | None = None
     epochs: int = 0
     measured: dict[str, float] = field(default_factory=dict)
     published: dict[str, float] = field(default_factory=dict)
     url: str | None = None
     source: str | None = None
-    unsupported: str | None = None
     calibration: Calibration | None = None
 
     @property
     def scores(self) -> str:
         """What the scores are: `calibrated`, or `raw` where there is no calibration."""
         return "raw" if self.calibration is None else "calibrated"
+
+    @property
+    def profile(self) -> Profile:
+        """What its input must be like, and how its authors read its output."""
+        return profile_of(self.authors, self.architecture)
 
     @property
     def bundled(self) -> bool:
@@ -119,7 +126,21 @@ class PoseModel:
     @property
     def padding(self) -> float:
         """How much larger than the box its crop is."""
-        return self.card.padding
+        return self.card.profile.padding
+
+    @property
+    def bgr(self) -> bool:
+        """Whether the network wants blue first; `mean` and `std` stay in their order."""
+        return self.card.profile.bgr
+
+    @property
+    def mapping(self) -> Mapping:
+        """How a crop's pixels lie on its region: see `models.geometry`."""
+        return self.card.architecture.mapping
+
+    def affines(self, boxes: Tensor) -> Tensor:
+        """The maps from image to crop pixels, `(P, 2, 3)`: see `models.geometry.crop_affines`."""
+        return crop_affines(boxes, self.input_size, self.padding, self.mapping)
 
     @property
     def device(self) -> torch.device:
@@ -145,18 +166,11 @@ class PoseModel:
         representation's own, cut to [0, 1]. Half precision resolves only a quarter of a pixel at
         256.
         """
-        decoded = self.representation.decode(_full_precision(raw))
+        decoded = self.representation.decode(full_precision(raw))
         scores = decoded[..., 2].clamp(0, 1)
         if self.card.calibration is not None:
             scores = self.card.calibration(scores)
         return torch.cat((decoded[..., :2], scores[..., None]), -1)
-
-    def reference_scores(self, raw: Any) -> Tensor:
-        """Raw outputs to `(N, 17)`: the score that the representation's authors give a joint.
-
-        They have different scales and no common bounds: see the `decode` of each representation.
-        """
-        return self.representation.reference_scores(_full_precision(raw))
 
     def uncalibrated(self) -> PoseModel:
         """The same model, sharing its weights, with its own scores: what calibration maps."""
@@ -217,7 +231,7 @@ class PoseModel:
         """
         return self.fill(read_tensors(path), path)
 
-    def fill(self, tensors: Mapping[str, Tensor], path: Path) -> PoseModel:
+    def fill(self, tensors: abc.Mapping[str, Tensor], path: Path) -> PoseModel:
         """Fill in all weights; returns itself.
 
         Args:
@@ -235,6 +249,6 @@ class PoseModel:
         return self
 
 
-def _full_precision(raw: Any) -> Any:
+def full_precision(raw: Any) -> Any:
     """A network's outputs in float32."""
     return tuple(part.float() for part in raw) if isinstance(raw, tuple) else raw.float()

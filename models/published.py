@@ -6,17 +6,20 @@ import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from models.complexity import Complexity
-from models.network import Architecture
+from models.layouts import architecture_of
 from models.pose_model import Card
-from models.training import recipes
+from models.profiles import Authors
 
 #: The published models.
 PUBLISHED = Path(__file__).with_name("published.toml")
 #: OpenMMLab's file names: the first eight digits of the sha256, and a date.
 _DIGEST = re.compile(r"-([0-9a-f]{8})_\d{8}\.pth$")
+
+#: Variants of a recipe that change how its output is read, and not what it costs.
+_UNCOUNTED = re.compile(r"@(dark|darkpose|udp)\b")
 
 
 def read() -> dict[str, tuple[Card, Complexity]]:
@@ -32,8 +35,8 @@ def read() -> dict[str, tuple[Card, Complexity]]:
     for publisher in publishers.values():
         for table in publisher["models"]:
             try:
-                # DARK is another way to decode the same network.
-                parameters, macs = costs[table["recipe"].replace("@dark", "")]
+                # Another way to decode the same network costs the same.
+                parameters, macs = costs[_UNCOUNTED.sub("", table["recipe"])]
                 card = _card(publisher, **table)
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{PUBLISHED}: {table}: {error}") from error
@@ -48,12 +51,16 @@ def _card(
     file: str,
     published: dict[str, float],
     options: dict[str, Any] | None = None,
-    unsupported: str | None = None,
 ) -> Card:
+    authors = publisher["authors"]
+    if authors not in get_args(Authors):
+        raise TypeError(f"authors must be one of {get_args(Authors)}, not {authors!r}")
     digest = _DIGEST.search(file)
+    architecture = architecture_of(recipe)
+    architecture = replace(architecture, options=architecture.options | (options or {}))
     return Card(
         name=name,
-        architecture=_architecture(recipe, options or {}),
+        architecture=architecture,
         # By the model's name: several publishers name their files alike.
         weights=f"{name}{Path(file).suffix}",
         sha256=digest[1] if digest else "",
@@ -63,13 +70,5 @@ def _card(
         published=published,
         url=publisher["url"] + file if "url" in publisher else None,
         source=f"{file} of {publisher['page']}",
-        unsupported=unsupported,
+        authors=authors,
     )
-
-
-def _architecture(name: str, options: dict[str, Any]) -> Architecture:
-    recipe = recipes.read(name)
-    if not isinstance(recipe, recipes.PoseRecipe):
-        raise TypeError(f"{name} trains no pose network")
-    architecture = recipe.architecture
-    return replace(architecture, options=architecture.options | options)

@@ -261,7 +261,3 @@ class SimCC:
         centre = decoded.new_zeros(())
         ideal = _distribution(centre, min(self.bins), self.smoothing, self.spread)[0]
         return torch.cat((decoded[..., :2], decoded[..., 2:] / ideal), -1)
-
-    def reference_scores(self, raw: tuple[Tensor, Tensor]) -> Tensor:
-        """`(N, K)`: the smaller of the two axes' largest probabilities, as SimDR* has it."""
-        return decode(*raw, self.k)[..., 2]

@@ -79,6 +79,7 @@ def _describe(card: Card, loaded: bool) -> ModelCard:
         {
             **asdict(card),
             **_joints(card),
+            "profile": asdict(card.profile),
             "loaded": loaded,
             "representation": card.representation,
             "backbone": card.backbone,

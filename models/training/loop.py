@@ -143,7 +143,8 @@ class _PoseTraining:
         self, stage: Stage, epochs: range, first: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         size = stage.input_size or self.model.input_size
-        samples = Samples(self.people, size, self.recipe.augmentation, self.recipe.seed)
+        augmentation, mapping = self.recipe.augmentation, self.architecture.mapping
+        samples = Samples(self.people, size, augmentation, self.recipe.seed, mapping=mapping)
         return loader(samples, self._keys(epochs, first), self.workers)
 
     def _keys(self, epochs: range, first: int) -> Iterator[list[tuple[int, int]]]:
@@ -172,7 +173,7 @@ class _PoseTraining:
     def picture(self, averaged: nn.Module, stage: Stage) -> npt.NDArray[np.uint8]:
         model = self._at_stage(averaged, stage)
         rows = np.linspace(0, len(self.validation.people) - 1, _DRAWN).astype(int)
-        samples = Samples(self.validation, model.input_size, padding=model.padding)
+        samples = plain_samples(self.validation, model)
         [(crops, keypoints, labelled)] = loader(samples, in_order(rows.tolist(), _DRAWN))
         raw = forward(model.network, normalise(crops.to(model.device), model))
         decoded = model.decode(raw).cpu()
@@ -196,10 +197,17 @@ def forward(network: nn.Module, crops: Tensor) -> Any:
 
 def normalise(crops: Tensor, model: PoseModel) -> Tensor:
     """Uint8 RGB crops `(N, 3, H, W)` to what the network wants, channels last."""
+    if model.bgr:
+        crops = crops.flip(1)
     mean, std = (
         torch.tensor(v, device=crops.device)[:, None, None] for v in (model.mean, model.std)
     )
     return ((crops.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def plain_samples(people: People, model: PoseModel) -> Samples:
+    """People as crops for a pose model, without augmentation."""
+    return Samples(people, model.input_size, padding=model.padding, mapping=model.mapping)
 
 
 @torch.inference_mode()
@@ -213,7 +221,7 @@ def validate(model: PoseModel, people: People, workers: int = 0) -> dict[str, fl
         people: everybody of one set.
         workers: processes that prepare samples.
     """
-    samples = Samples(people, model.input_size, padding=model.padding)
+    samples = plain_samples(people, model)
     batches = in_order(range(len(people.people)), 64)
     decoded = torch.cat(
         [
@@ -222,7 +230,7 @@ def validate(model: PoseModel, people: People, workers: int = 0) -> dict[str, fl
         ]
     )
     boxes = torch.from_numpy(np.stack([person.box for person in people.people]))
-    back = geometry.invert_affines(geometry.crop_affines(boxes, model.input_size, model.padding))
+    back = geometry.invert_affines(model.affines(boxes))
     positions = geometry.apply_affines(back, decoded[..., :2]).float()
     [truth] = people.sets
     if not truth.coco or truth.skeleton != COCO:

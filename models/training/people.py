@@ -140,6 +140,7 @@ class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         augmentation: how they are varied; None for the plain crop of evaluation.
         seed: of everything random.
         padding: how much larger than the box the crop is.
+        mapping: how pixels lie on the crop's region; see `models.geometry`.
     """
 
     def __init__(
@@ -149,12 +150,14 @@ class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         padding: float = 1.25,
+        mapping: geometry.Mapping = "affine",
     ) -> None:
         self.people = people
         self.input_size = input_size
         self.augmentation = augmentation
         self.seed = seed
         self.padding = padding
+        self.mapping = mapping
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         epoch, index = key
@@ -167,7 +170,7 @@ class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
             box = _half_body(box, keypoints, labelled, upper, self.augmentation, rng)
         boxes = torch.from_numpy(box)[None]
         [affine] = random_affines(
-            boxes, self.input_size, self.padding, self.augmentation, rng
+            boxes, self.input_size, self.padding, self.augmentation, rng, self.mapping
         ).numpy()
         picture = self.people.image(index)
         crop = cv2.warpAffine(picture, affine, self.input_size, flags=cv2.INTER_LINEAR)
@@ -236,6 +239,7 @@ def random_affines(
     padding: float,
     augmentation: Augmentation | None,
     rng: np.random.Generator,
+    mapping: geometry.Mapping = "affine",
 ) -> Tensor:
     """The maps from image to crop pixels, varied by the augmentation.
 
@@ -245,22 +249,22 @@ def random_affines(
         padding: how much larger than the box the crop is.
         augmentation: how they are varied; None for plain crops.
         rng: of everything random.
+        mapping: how pixels lie on the crop's region; see `models.geometry`.
 
     Returns:
         `(N, 2, 3)` float64.
     """
     centres, sizes = geometry.crop_regions(boxes, input_size, padding)
-    scales = input_size[0] / sizes[:, 0]
     if augmentation is None:
-        return geometry.affines(centres, scales, input_size)
+        return geometry.affines(centres, sizes, input_size, mapping=mapping)
     count, spread, limit = len(boxes), augmentation.scale, 1.5 * augmentation.rotation
     changes = 1 + rng.normal(0, spread / 2, count).clip(-spread, spread)
     turned = rng.random(count) < augmentation.rotation_probability
     degrees = turned * rng.normal(0, limit / 2.25, count).clip(-limit, limit)
     shifts = rng.uniform(-augmentation.shift, augmentation.shift, (count, 2))
     centres = centres + sizes * torch.from_numpy(shifts)
-    scales = scales / torch.from_numpy(changes)
-    return geometry.affines(centres, scales, input_size, torch.from_numpy(degrees))
+    sizes = sizes * torch.from_numpy(changes)[:, None]
+    return geometry.affines(centres, sizes, input_size, torch.from_numpy(degrees), mapping)
 
 
 def _half_body(

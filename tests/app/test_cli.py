@@ -106,6 +106,7 @@ PUBLISHED = """
 "hrnet-w32-heatmap" = [28_536_113, 7_645_003_776]
 
 [mmpose]
+authors = "official"
 page = "a model zoo"
 url = "{url}"
 licence = "Apache-2.0"
@@ -119,6 +120,7 @@ file = "hrnet-{digest}_20260101.pth"
 published = {{ AP = 0.749 }}
 
 [drive]
+authors = "official"
 page = "a folder behind a browser"
 licence = "MIT"
 training_data = "COCO"
@@ -129,7 +131,6 @@ name = "by-hand"
 recipe = "hrnet-w32-heatmap"
 file = "hrnet.pth"
 published = {{ AP = 0.744 }}
-unsupported = "its pictures are BGR"
 """
 
 
@@ -161,7 +162,7 @@ def test_models_list_says_whether_the_weights_are_here(
     rows = listed(told)
     assert {name for name, row in rows.items() if "present" in row} == set(catalogue.bundled())
     assert rows["far-away"][4:] == ["28.54M", "7.64", "0.749*", "~114", "absent", "Apache-2.0"]
-    assert rows["by-hand"][-5:] == ["MIT", "its", "pictures", "are", "BGR"]
+    assert rows["by-hand"][-2:] == ["absent", "MIT"]
     assert told.splitlines()[-1].startswith("*: its authors' figure")
 
 
@@ -201,11 +202,8 @@ def test_a_file_from_a_browser_is_checked_where_it_can_be(
     assert (zoo / "cache" / "by-hand.pth").read_bytes() == b"something else"
     told = capsys.readouterr().out
     assert hashlib.sha256(b"something else").hexdigest() in told
-    assert "cannot be loaded by its name yet: its pictures are BGR" in told
     assert cli.main(["models", "verify", "by-hand"]) == 0
     assert "no published sha256" in capsys.readouterr().out
-    with pytest.raises(models.WeightsError, match="cannot be loaded by its name yet: its pictures"):
-        models.load("by-hand", weights_dir=zoo / "cache")
 
 
 def test_serving_what_was_not_fetched_says_how_to_get_it(

@@ -57,13 +57,21 @@ def test_crops_are_what_opencv_warps():
 
 @needs_fixtures
 @pytest.mark.parametrize("index", [0, 1])
-def test_crops_are_those_of_mmpose(index):
+@pytest.mark.parametrize(("mapping", "name"), [("affine", "udp0"), ("udp", "udp1")])
+def test_crops_are_those_of_mmpose(index, mapping, name):
     golden = np.load(FIXTURES / "mmpose_codecs.npz")
     boxes = torch.from_numpy(golden["pre/bbox_xyxy"])[index, None]
-    affines = crop_affines(boxes, (96, 128))
-    np.testing.assert_allclose(affines[0], golden[f"pre/udp0_{index}/M"], atol=1e-4)
+    affines = crop_affines(boxes, (96, 128), mapping=mapping)
     ours = crops_of([golden["pre/img_bgr"]], [0], affines, (96, 128))[0]
-    np.testing.assert_allclose(ours, golden[f"pre/udp0_{index}/crop"], atol=1)
+    np.testing.assert_allclose(ours, golden[f"pre/{name}_{index}/crop"], atol=1)
+
+
+def test_crops_in_bgr_are_normalised_as_if_they_were_rgb():
+    image, statistics = picture(40, 60), {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}
+    affines = crop_affines(torch.tensor([[5.0, 5, 50, 35]]), (48, 64))
+    found = crops_of([image], [0], affines, bgr=True, **statistics)
+    expected = crops_of([image[..., ::-1]], [0], affines, **statistics)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_people_of_several_images_share_a_batch_without_mixing():

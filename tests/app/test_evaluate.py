@@ -81,7 +81,7 @@ def test_the_report_says_everything_about_annotated_boxes(run: Run) -> None:
         **{"posemux": report["posemux"], "benchmark": "COCO keypoints", "annotations": "bus.json"},
         **{"images": 1, "people": 2},
         "settings": {
-            **{"boxes": "gt", "flip_test": False},
+            **{"boxes": "gt", "flip_test": False, "decode": "default"},
             **{"device": "auto", "detector_size": 480, "max_people": 100},
         },
     }
@@ -99,6 +99,32 @@ def test_the_report_says_everything_about_annotated_boxes(run: Run) -> None:
     assert shoulder["count"] == 2
     assert 0 <= shoulder["median_px"] < 60
     assert row["joints"]["nose"]["count"] == 0
+
+
+@pytest.mark.parametrize("representation", models.REPRESENTATIONS)
+def test_the_authors_own_arithmetic_can_be_measured(run: Run, representation: str) -> None:
+    asked = ("--representation", representation, "--flip-test", "--boxes", "detector")
+    ours, theirs = run(*asked), run(*asked, "--decode", "reference")
+    assert ours["settings"].pop("decode") == "default"
+    assert theirs["settings"].pop("decode") == "reference"
+    assert theirs["settings"] == ours["settings"]
+    [own], [found] = ours["models"], theirs["models"]
+    # The same network on the same crops: joints are in nearly the same places.
+    assert found["figures"]["AP50"] == pytest.approx(own["figures"]["AP50"], abs=0.3)
+    # PCT's authors merge mirror images as we do.
+    assert (found["joints"] == own["joints"]) == (representation == "pct")
+    for joint, error in found["joints"].items():
+        if error["count"]:
+            assert error["median_px"] == pytest.approx(own["joints"][joint]["median_px"], abs=12)
+
+
+def test_only_an_own_pipeline_decodes_as_the_authors_do(
+    annotated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", "--annotations", str(annotated), "--images", str(BUS.parent)]
+    for other in (["--url", "http://localhost:1"], ["--detector"]):
+        assert cli.main([*asked, *other, "--decode", "reference"]) == 2
+        assert "--decode" in capsys.readouterr().err
 
 
 def test_a_file_of_the_detectors_boxes_gives_the_detectors_figures(

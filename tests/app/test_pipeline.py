@@ -16,6 +16,7 @@ from models.coco import OKS_SIGMAS
 from models.heatmap import Heatmap
 from models.network import Architecture
 from models.pose_model import MEAN, STD, Card, PoseModel
+from models.simcc import SimCC
 
 CPU = torch.device("cpu")
 FIXTURES = Path(__file__).parents[3] / "shared/reference/fixtures"
@@ -40,9 +41,9 @@ class Colours(nn.Module):
         return colours[:, COLOURS]
 
 
-def card(representation, **options):
-    architecture = Architecture(representation, "test_resnet.r160_in1k", **options)
-    return Card("test", architecture, "", "", "", "", "")
+def card(representation, backbone="test_resnet.r160_in1k", authors=None, **options):
+    architecture = Architecture(representation, backbone, **options)
+    return Card("test", architecture, "", "", "", "", "", authors=authors)
 
 
 @pytest.fixture
@@ -100,10 +101,10 @@ def detections(shape, scores=(0.9, 0.8)):
     return Detections(boxes_of(people), np.array(scores[: len(people)], np.float32))
 
 
-def pipeline_of(model, detector=None, max_batch_people=64, metrics=None):
+def pipeline_of(model, detector=None, max_batch_people=64, metrics=None, as_authors=False):
     models = {"spots": model}
     detector = detector or KnownPeople({shape: detections(shape) for shape in SHAPES})
-    return Pipeline(detector, models, CPU, max_batch_people, metrics)
+    return Pipeline(detector, models, CPU, max_batch_people, metrics, as_authors)
 
 
 def assert_at(poses, people, atol=0.5):
@@ -119,6 +120,66 @@ def test_people_of_several_images_are_found_where_they_are(spotter):
         np.testing.assert_array_equal(poses.boxes, detections(shape).boxes)
         assert poses.model == "spots"
     assert spotter.network.crops_seen == [3]
+
+
+@pytest.mark.parametrize("mapping", ["udp", "darkpose"])
+def test_people_are_found_on_crops_of_other_conventions(mapping):
+    options = {"mapping": mapping}
+    model = PoseModel(
+        card("dark", input_size=SIZE, options=options),
+        Colours(),
+        Heatmap(input_size=SIZE, stride=1, **options),
+    )
+    shape = (150, 200)
+    for flip_test in (False, True):
+        poses = pipeline_of(model)([IMAGES[shape]], [Options("spots", flip_test=flip_test)])[0]
+        assert_at(poses, PEOPLE[shape])
+
+
+def test_a_network_of_bgr_sees_blue_first():
+    heatmaps = Heatmap(input_size=SIZE, stride=1)
+    of_bgr = card("dark", "resnet50", "official", input_size=SIZE)
+    shape = (150, 200)
+    poses = pipeline_of(PoseModel(of_bgr, Colours(), heatmaps))([IMAGES[shape]], [Options("spots")])
+    assert_at(poses[0], [person[::-1] for person in PEOPLE[shape]])
+
+
+def test_the_authors_flip_test_merges_heatmaps_with_their_bias(spotter):
+    shape = (150, 200)
+    alone, flipped = (
+        pipeline_of(spotter, as_authors=True)([IMAGES[shape]], [Options("spots", flip_test=flip)])
+        for flip in (False, True)
+    )
+    assert_at(alone[0], PEOPLE[shape])
+    # mmpose's shift is meant for a stride of 4: at 1 it is a pixel too much, and the mean half.
+    affines = spotter.affines(torch.from_numpy(boxes_of(PEOPLE[shape])))
+    bias = 0.5 / affines[:, 0, 0, None].numpy()
+    found = flipped[0].keypoints[..., 0] - alone[0].keypoints[..., 0]
+    np.testing.assert_allclose(found, np.broadcast_to(bias, found.shape), atol=0.1)
+
+
+class Undecided(nn.Module):
+    """SimCC logits that prefer one bin a little, the same one in every crop."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, crops):
+        x, y = torch.zeros(len(crops), 17, 96), torch.zeros(len(crops), 17, 128)
+        x[..., 40], y[..., 50] = 1, 1
+        return x, y
+
+
+def test_the_authors_scores_count_from_their_own_threshold_on():
+    """SimDR*'s, whose scores are small."""
+    model = PoseModel(card("simcc", input_size=SIZE), Undecided(), SimCC(SIZE))
+    shape = (220, 130)
+    poses = pipeline_of(model, as_authors=True)([IMAGES[shape]], [Options("spots")])[0]
+    probability = np.e / (np.e + 127)
+    assert 0.005 < probability < 0.03
+    np.testing.assert_allclose(poses.keypoints[..., 2], probability, rtol=1e-5)
+    np.testing.assert_allclose(poses.scores, 0.9 * probability, rtol=1e-5)
 
 
 def test_a_batch_of_few_people_changes_no_answer(spotter):

@@ -204,6 +204,34 @@ def test_a_name_settles_what_the_keys_leave_open(tmp_path: Path) -> None:
         models.load("simba-res101-heatmap", path)
 
 
+@pytest.mark.parametrize(
+    ("layout", "name", "bgr", "rule"),
+    [
+        ("hrnet_official__coco_res50_256x192", None, True, "hrnet"),
+        ("hrnet_official__coco_res50_256x192", "simba-res50-heatmap@384x288", True, "hrnet"),
+        ("hrnet_official__coco_res50_256x192", "mmpose-res50-256x192", False, "mmpose"),
+        ("mmpose__td-hm_res50_256x192", None, False, "mmpose-dark"),
+        ("mmpose__td-hm_res50_256x192", "official-res50-256x192", True, "hrnet"),
+        ("hrnet_official__coco_w32_256x192", "hrnet-w32-heatmap@darkpose", False, "darkpose"),
+        ("mmpose__td-hm_hrnet-w32_udp_256x192", "hrnet-w32-heatmap@udp", False, "mmpose-udp"),
+        ("pct_official__hmp_base", None, False, "mmpose-0.x-dark"),
+    ],
+)
+def test_a_file_is_fed_as_its_authors_feed_it(
+    layout: str, name: str | None, bgr: bool, rule: str, tmp_path: Path
+) -> None:
+    """Its card says how, or else the names of its keys whose code wrote it."""
+    path = tmp_path / "file.pth"
+    # Stored as one number each.
+    weights = {
+        key: torch.zeros(()).expand(shape) for key, shape in published_shapes(layout).items()
+    }
+    torch.save(contained(layout, weights), path)
+    model = models.load(name, path)
+    assert model.bgr == bgr
+    assert model.card.profile.reference == rule
+
+
 def test_a_partial_file_names_what_is_missing_and_the_nearest(tmp_path: Path) -> None:
     shapes = published_shapes("hrnet_official__coco_res50_256x192")
     weights = {key: torch.zeros(shape) for key, shape in shapes.items()}

@@ -73,6 +73,18 @@ def test_joints_and_layout_travel_along(tmp_path: Path) -> None:
     assert models.load(weights=tmp_path / "third.safetensors").skeleton == MPII
 
 
+def test_how_crops_are_made_travels_along(tmp_path: Path) -> None:
+    architecture = Architecture("dark", "resnet18", (64, 64), 16)
+    model = PoseModel.fresh(replace(card_of("tiny", architecture), authors="official"))
+    source, path = tmp_path / "tiny.safetensors", tmp_path / "again.safetensors"
+    said = {"card": json.dumps(model.card.table())}
+    save_file(model.module().state_dict(), source, said)
+    convert(str(source), path)
+    again = models.load(weights=path)
+    assert again.bgr
+    assert again.card.profile == model.card.profile
+
+
 def test_a_failed_conversion_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

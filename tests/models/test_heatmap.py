@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from models import heatmap
+from models.geometry import Mapping
 
 from .conftest import Golden
 
@@ -87,13 +88,17 @@ def test_mmposes_loss_is_twice_ours(golden: Golden) -> None:
     assert 2 * value.item() == pytest.approx(float(arrays["mse/loss"]), rel=1e-6)
 
 
-@pytest.mark.parametrize(("case", "unbiased"), [("msra", False), ("msra_unbiased", True)])
-def test_targets_agree_with_mmpose(golden: Golden, case: str, unbiased: bool) -> None:
+@pytest.mark.parametrize(
+    ("case", "unbiased", "mapping"),
+    [("msra", False, "affine"), ("msra_unbiased", True, "affine"), ("udp", True, "udp")],
+)
+def test_targets_agree_with_mmpose(
+    golden: Golden, case: str, unbiased: bool, mapping: Mapping
+) -> None:
     arrays = golden("mmpose_codecs")
-    maps, weights = heatmap.encode(
-        torch.tensor(arrays["kp"]).double(), torch.tensor(arrays["vis"]), (48, 64), 4, 2.0, unbiased
-    )
-    np.testing.assert_allclose(maps[0], arrays[f"{case}/enc_hm"], atol=1e-6)
+    joints, labelled = torch.tensor(arrays["kp"]).double(), torch.tensor(arrays["vis"])
+    maps, weights = heatmap.encode(joints, labelled, (48, 64), 4, 2.0, unbiased, mapping)
+    np.testing.assert_allclose(maps[0], arrays[f"{case}/enc_hm"], atol=5e-6)
     np.testing.assert_array_equal(weights, arrays[f"{case}/enc_w"])
 
 
@@ -116,12 +121,14 @@ def test_decode_agrees_with_mmpose(
     np.testing.assert_allclose(decoded[:, 2], arrays[f"{key}_s"][0], atol=1e-6)
 
 
-def test_dark_reads_back_what_unbiased_targets_wrote() -> None:
+@pytest.mark.parametrize("mapping", ["affine", "udp", "darkpose"])
+def test_dark_reads_back_what_unbiased_targets_wrote(mapping: Mapping) -> None:
     generator = torch.Generator().manual_seed(0)
     joints = 40 + 110 * torch.rand(64, 17, 2, generator=generator, dtype=torch.float64)
-    maps, _ = heatmap.encode(joints, torch.ones(64, 17), (48, 64))
-    decoded = heatmap.decode(maps)[..., :2] * 4
-    assert (decoded - joints).norm(dim=-1).max() < 0.01
+    maps, _ = heatmap.encode(joints, torch.ones(64, 17), (48, 64), mapping=mapping)
+    decoded = heatmap.Heatmap((192, 256), mapping=mapping).decode(maps)[..., :2]
+    # UDP's targets end at 3 sigma, where the blur still sees them.
+    assert (decoded - joints).norm(dim=-1).max() < (0.06 if mapping == "udp" else 0.01)
 
 
 def test_any_leading_batch_and_no_neighbours_influence() -> None:

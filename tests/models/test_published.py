@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import models
-from models import catalogue, published
+from models import catalogue, published, reference
 from models.complexity import complexity
 from models.heatmap import Heatmap
 from models.network import build_representation
+from models.skeletons import MPII
 from tests.models.recipes_support import without_weights
 
 CARDS = {name: card for name, (card, _) in published.read().items()}
@@ -23,7 +24,10 @@ def test_published_cards_say_where_weights_are_from() -> None:
         assert card.licence
         assert card.training_data
         assert card.source
-        assert 0.6 < card.published["AP"] < 0.8
+        for figure, value in card.published.items():
+            low, high = (0.55, 0.85) if figure in ("AP", "AR") else (0.85, 0.95)
+            assert low < value < high
+        assert ("PCKh@0.5" in card.published) == (card.architecture.skeleton == MPII)
         assert (card.url is None) == (card.sha256 == "")
         if card.url is not None:
             assert card.url.startswith("https://")
@@ -35,12 +39,12 @@ def test_inputs_are_as_the_file_names_say() -> None:
     for card in CARDS.values():
         width, height = card.input_size
         assert card.name.endswith(f"-{height}x{width}")
-        sizes = re.findall(r"\d+x\d{3}", str(card.source))
-        assert sizes == [f"{height}x{width}"] or card.backbone == "pct_swin_base"
+        sizes = re.findall(r"\d+x\d+", str(card.source).partition(" of ")[0])
+        assert sizes == [f"{height}x{width}"] or card.backbone.startswith("pct_swin")
 
 
 def test_dark_models_are_decoded_by_dark_and_blurred_by_their_sigma() -> None:
-    """Kernels of 11 and 17 for sigma 2 and 3 (mmpose's td-hm_*_dark configurations)."""
+    """Kernels of 11 (DarkPose's and mmpose's configurations), of 3 for DarkPose's smallest maps."""
     heatmaps = {
         name: build_representation(card.architecture)
         for name, card in CARDS.items()
@@ -48,9 +52,12 @@ def test_dark_models_are_decoded_by_dark_and_blurred_by_their_sigma() -> None:
     }
     for name, decoder in heatmaps.items():
         assert isinstance(decoder, Heatmap)
-        assert decoder.method == ("dark" if "-dark-" in name else "shift")
-        if decoder.method == "dark":
-            assert decoder.blur_kernel == {2.0: 11, 3.0: 17}[decoder.sigma]
+        unbiased = "-dark-" in name or "-udp-" in name
+        assert decoder.method == ("dark" if unbiased else "shift")
+        if unbiased:
+            assert decoder.blur_kernel == (3 if "128x96" in name else 11)
+            mapping = "udp" if "-udp-" in name else "affine"
+            assert decoder.mapping == ("darkpose" if name.startswith("official") else mapping)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +65,9 @@ def test_dark_models_are_decoded_by_dark_and_blurred_by_their_sigma() -> None:
     [
         (("hrnet-w32-heatmap@384x288", "hrnet-w33"), "'hrnet-w33'"),
         (("recipe = ", "recipes = "), "recipe"),
-        (("options = ", "option = "), "option"),
+        (('authors = "mmpose"', 'author = "mmpose"'), "authors"),
+        (('authors = "mmpose"', 'authors = "mmpose-2.x"'), "authors must be one of"),
+        (("published = ", "size = 3\npublished = "), "size"),
     ],
 )
 def test_an_entry_that_cannot_be_read_is_named(
@@ -84,10 +93,42 @@ def test_models_of_one_recipe_cost_the_same_as_it() -> None:
     assert catalogue.complexity_of("mmpose-simcc-res50-256x192").parameters == counted
 
 
+def test_every_profile_is_that_of_its_authors() -> None:
+    """Colours, padding, rule and the threshold of joints, by the models' names."""
+    rules = reference.HEATMAP_RULES.keys() | reference.SIMCC_RULES.keys() | {"pct"}
+    for name, card in CARDS.items():
+        profile = card.profile
+        assert profile.reference in rules
+        official = name.startswith("official")
+        assert profile.bgr == (official and "-res" in name)
+        assert profile.padding == (1.12 if "-pct-" in name else 1.25)
+        small = card.input_size[1] < 256
+        if "simdr" not in name:
+            assert profile.joint_threshold == 0.2
+        elif "-sa-" in name or card.input_size[1] > 256:
+            assert profile.joint_threshold == 0.005
+        else:
+            assert profile.joint_threshold == (0.02 if small else 0.01)
+
+
 @pytest.mark.parametrize(
-    ("name", "reason"),
-    [("official-res50-256x192", "BGR"), ("mmpose-hrnet-w48-udp-256x192", "UDP")],
+    ("name", "rule"),
+    [
+        ("official-hrnet-w32-256x192", "hrnet"),
+        ("official-res101-384x288", "hrnet"),
+        ("official-mpii-hrnet-w32-256x256", "hrnet"),
+        ("official-hrnet-w32-dark-384x288", "darkpose"),
+        ("official-simdr-res50-256x192", "simdr"),
+        ("official-sa-simdr-w48-384x288", "sa-simdr"),
+        ("official-swin-large-256x256", "mmpose-0.x"),
+        ("official-pct-swin-base-256x256", "pct"),
+        ("mmpose0-res50-256x192", "mmpose-0.x"),
+        ("mmpose0-hrnet-w48-dark-256x192", "mmpose-0.x-dark"),
+        ("mmpose-res50-256x192", "mmpose"),
+        ("mmpose-res50-dark-256x192", "mmpose-dark"),
+        ("mmpose-hrnet-w48-udp-256x192", "mmpose-udp"),
+        ("mmpose-simcc-res50-384x288", "mmpose-simcc"),
+    ],
 )
-def test_a_model_of_another_input_is_not_loaded_by_its_name(name: str, reason: str) -> None:
-    with pytest.raises(models.WeightsError, match=f"{name} cannot be loaded by its name.*{reason}"):
-        models.load(name)
+def test_a_profile_names_its_authors_rule(name: str, rule: str) -> None:
+    assert models.card(name).profile.reference == rule

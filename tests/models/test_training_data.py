@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from models import geometry
+from models.network import Architecture
+from models.pose_model import MEAN, STD, PoseModel
 from models.skeletons import COCO, MPII
 from models.training.datasets import CocoSet, DatasetError, is_crowd_like, read_keypoints
+from models.training.loop import card_of, normalise, plain_samples
 from models.training.people import Augmentation, People, Samples, in_order, loader
 from tests.models.training_support import COLOURS, mpii_person, write_mpii
 
@@ -139,6 +144,28 @@ def test_samples_are_alike_with_and_without_memory_and_with_workers(data: Path) 
     for other in batches[1:]:
         for expected, found in zip(batches[0], other, strict=True):
             assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("mapping", ["affine", "udp", "darkpose"])
+def test_plain_samples_are_what_a_model_is_fed(data: Path, mapping: geometry.Mapping) -> None:
+    people = People({"dots": 1.0}, data)
+    architecture = Architecture("dark", "regnetx_002", (48, 64), options={"mapping": mapping})
+    model = PoseModel.fresh(card_of("dots", architecture))
+    _, joints, _ = plain_samples(people, model)[0, 3]
+    person = people.people[3]
+    [affine] = model.affines(torch.from_numpy(person.box)[None])
+    expected = geometry.apply_affines(affine, torch.from_numpy(person.keypoints[:, :2]))
+    torch.testing.assert_close(joints, expected.float())
+
+
+def test_a_network_of_bgr_is_fed_blue_first() -> None:
+    architecture = Architecture("dark", "resnet50", (48, 64), options={"stride": 4})
+    with torch.device("meta"):
+        model = PoseModel.fresh(replace(card_of("dots", architecture), authors="official"))
+    crops = torch.randint(0, 256, (2, 3, 64, 48), dtype=torch.uint8)
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    expected = (crops[:, [2, 1, 0]].float() / 255 - mean) / std
+    torch.testing.assert_close(normalise(crops, model), expected)
 
 
 def test_a_loader_draws_nothing_from_the_trainings_generator(data: Path) -> None:
