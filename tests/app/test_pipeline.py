@@ -13,6 +13,7 @@ from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, oks_nms
 from models.calibration import Calibration
 from models.coco import OKS_SIGMAS
+from models.export import ImageToPoses
 from models.heatmap import Heatmap
 from models.network import Architecture
 from models.pose_model import MEAN, STD, Card, PoseModel
@@ -359,6 +360,25 @@ def test_real_networks_give_every_image_its_own_poses(representation, options):
         alone = pipeline([image], [option])[0]
         np.testing.assert_allclose(poses.keypoints, alone.keypoints, atol=1e-2)
         np.testing.assert_allclose(poses.scores, alone.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("mapping", ["affine", "udp", "darkpose"])
+@pytest.mark.parametrize("backbone", ["resnet18", "test_resnet.r160_in1k"], ids=["BGR", "RGB"])
+def test_what_is_exported_answers_as_the_pipeline_does(backbone, mapping):
+    torch.manual_seed(0)
+    options = {"stride": 4, "mapping": mapping}
+    known = card("dark", backbone, "official", input_size=(48, 64), pyramid=16, options=options)
+    model = PoseModel.fresh(known).eval()
+    torch.nn.init.normal_(model.network.head.final_layer.weight)
+    assert model.bgr == (backbone == "resnet18")
+    shape = (150, 200)
+    boxes = np.concatenate((boxes_of(PEOPLE[shape]), [[-20, -30, 40, 60], [150, 90, 230, 180]]))
+    given = boxes.astype(np.float32)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    [poses] = pipeline_of(model)([image], [Options("spots", boxes=given)])
+    with torch.inference_mode():
+        exported = ImageToPoses(model)(torch.from_numpy(image), torch.from_numpy(given))
+    np.testing.assert_allclose(exported, poses.keypoints, atol=1e-3)
 
 
 @pytest.mark.skipif(
