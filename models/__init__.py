@@ -2,10 +2,12 @@
 
     model = models.load("simcc-small").eval()
     keypoints = model.decode(model.network(crops))  # (N, 17, 3)
+    models.reference.decode(model, model.network(crops))  # the same as its authors would have it
 
 This floor knows tensors and nothing else: no web framework, no threads, no settings.
 """
 
+from models import reference
 from models.calibration import Calibration, CalibrationError
 from models.catalogue import UnknownModelError, card, default, load, names
 from models.checkpoints import WeightsError
@@ -25,4 +27,5 @@ __all__ = [
     "default",
     "load",
     "names",
+    "reference",
 ]

@@ -6,8 +6,8 @@ is what each does after its network, so that a published figure can be measured 
 
 | rule | of | mirror image | no peak | between pixels | score |
 |---|---|---|---|---|---|
-| `hrnet` | HRNet, SimpleBaselines, TokenPose | heatmaps, shifted | 0 | quarter | peak |
-| `darkpose` | DarkPose | heatmaps | 0 | Taylor | peak |
+| `hrnet` | HRNet, SimpleBaselines | heatmaps, shifted | 0 | quarter | peak |
+| `darkpose` | DarkPose, TokenPose | heatmaps | 0 | Taylor | peak |
 | `mmpose-0.x` | mmpose 0.x, PCT's heatmaps | heatmaps, shifted | -1 | quarter | peak |
 | `mmpose-0.x-dark` | mmpose 0.x | heatmaps, shifted | -1 | Taylor | peak |
 | `mmpose-0.x-udp` | mmpose 0.x, ViTPose | heatmaps | -1 | UDP's Taylor | peak |
