@@ -24,9 +24,8 @@ from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
 from app.schemas import coco_results
 from app.settings import Settings
-from models import catalogue, downloads
+from models import catalogue, conversion, downloads, export
 from models.calibration import draw_reliability
-from models.coco import JOINT_NAMES
 from models.training import recipes
 from models.training.datasets import Pictures
 from models.training.loop import train_pose, train_tokenizer
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ModuleNotFoundError as error:
         print(
-            f"posemux: {error.name} is not installed: pip install 'posemux[eval,train]'",
+            f"posemux: {error.name} is not installed: pip install 'posemux[eval,export,train]'",
             file=sys.stderr,
         )
         return 2
@@ -95,7 +94,14 @@ def _predict(options: argparse.Namespace) -> int:
                 drawn = options.out / f"{path.stem}.{models.card(name).representation}.jpg"
                 drawn.write_bytes(
                     render.encode(
-                        render.draw(image, poses.keypoints, poses.boxes, poses.scores), "jpeg"
+                        render.draw(
+                            image,
+                            poses.keypoints,
+                            poses.boxes,
+                            poses.scores,
+                            skeleton=models.card(name).architecture.skeleton,
+                        ),
+                        "jpeg",
                     )
                 )
     return 0
@@ -104,10 +110,11 @@ def _predict(options: argparse.Namespace) -> int:
 def _print_poses(path: Path, poses: Poses) -> None:
     """Who was found, in a form for people: each one's score and surest joints."""
     tqdm.write(f"{path}: {len(poses.scores)} people by {poses.model}")
+    names = models.card(poses.model).architecture.joints
     for number, (score, keypoints) in enumerate(zip(poses.scores, poses.keypoints, strict=True)):
         best = np.argsort(-keypoints[:, 2])[:4]
         joints = ", ".join(
-            f"{JOINT_NAMES[joint]} ({keypoints[joint, 0]:.0f}, {keypoints[joint, 1]:.0f})"
+            f"{names[joint]} ({keypoints[joint, 0]:.0f}, {keypoints[joint, 1]:.0f})"
             for joint in sorted(best)
         )
         tqdm.write(f"  person {number}: score {score:.2f}, {joints}, ...")
@@ -239,7 +246,40 @@ def _verify_models(options: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
+def _convert_model(options: argparse.Namespace) -> int:
+    _check_out(options.out, ".safetensors")
+    card = conversion.convert(options.source, options.out, options.layout, Settings().weights_dir)
+    megabytes = options.out.stat().st_size / 1e6
+    print(f"{options.out}: {_described(card)}, {megabytes:.1f} MB")
+    return 0
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    _check_out(options.out, ".onnx")
+    model = conversion.load(options.source, options.layout, Settings().weights_dir)
+    found = export.export(model, options.out)
+    print(f"{options.out}: {_described(model.card)}, image and boxes in, keypoints out")
+    print(
+        f"ONNX Runtime and torch differ by at most {found.pixels:.2g} pixels and "
+        f"{found.scores:.2g} in scores, over {found.joints - found.elsewhere} joints"
+    )
+    if found.elsewhere:
+        print(f"{found.elsewhere} more joints have two peaks alike, of which each took another")
+    return 0
+
+
 # ------------------------------------------------------------------------------------------ parts
+
+
+def _check_out(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise UsageError(f"--out must end in {suffix}, not be {path}")
+
+
+def _described(card: models.Card) -> str:
+    size = "x".join(str(side) for side in card.input_size)
+    joints = len(card.architecture.joints)
+    return f"{card.representation}, {card.backbone}, {size}, {joints} joints"
 
 
 def _pipeline(settings: Settings, name: str) -> Pipeline:
@@ -353,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
 
     catalogued = commands.add_parser("models", help="the pose models that posemux knows")
     catalogued.set_defaults(run=_list_models)
-    verbs = catalogued.add_subparsers(metavar="list | fetch | verify")
+    verbs = catalogued.add_subparsers(metavar="list | fetch | verify | convert | export")
     verbs.add_parser(
         "list", help="name, size, cost, figures, licence, and whether the weights are here"
     )
@@ -370,6 +410,22 @@ def _parser() -> argparse.ArgumentParser:
     verified = verbs.add_parser("verify", help="check weights by their sha256; 1 if one is damaged")
     verified.add_argument("names", nargs="*", metavar="NAME", help="which ones (all)")
     verified.set_defaults(run=_verify_models)
+    for verb, run, suffix, told in (
+        ("convert", _convert_model, "safetensors", "write weights of any origin as safetensors"),
+        (
+            "export",
+            _export_model,
+            "onnx",
+            "write ONNX with crops and decoding inside, and check it",
+        ),
+    ):
+        written = verbs.add_parser(verb, help=told)
+        written.add_argument("source", metavar="FILE_OR_NAME", help="a weights file, or a name")
+        written.add_argument("--out", type=Path, required=True, metavar=f"FILE.{suffix}")
+        written.add_argument(
+            "--layout", metavar="NAME", help="what a file is of, where several fit: see evaluate"
+        )
+        written.set_defaults(run=run)
     return parser
 
 

@@ -270,8 +270,10 @@ def _as_detected(results: Results, people: dict[int, GivenPeople] | None, card: 
     own = np.array([result["score"] for result in results])
     keypoints = np.array([result["keypoints"] for result in results]).reshape(len(own), -1, 3)
     scores = own * detected.scores
-    padding = card.profile.padding
-    kept = distinct_people(detected.boxes, scores, keypoints, card.input_size, padding)
+    skeleton = card.architecture.skeleton
+    kept = distinct_people(
+        detected.boxes, scores, keypoints, skeleton, card.input_size, card.profile.padding
+    )
     return [{**results[index], "score": float(scores[index])} for index in kept]
 
 

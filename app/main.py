@@ -27,11 +27,11 @@ from app.engine import Engine
 from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.settings import Settings
-from models.catalogue import WEIGHTS
+from models import catalogue
 
 _logger = logging.getLogger(__name__)
 
-_DETECTOR_WEIGHTS = WEIGHTS / "person-detector.safetensors"
+_DETECTOR_WEIGHTS = catalogue.WEIGHTS / "person-detector.safetensors"
 #: What was answered when the engine had drained may still be on its way to a slow client.
 _LAST_BYTES_SECONDS = 5
 
@@ -149,7 +149,12 @@ def serve(
 
     Returns:
         The process's exit code: 0, or 1 where the engine has failed.
+
+    Raises:
+        WeightsError: a pose model's weights are not on this machine.
     """
+    for name in settings.models:
+        catalogue.require(models.card(name), settings.weights_dir)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,9 @@ from app.detector import Detections, Detector
 from app.errors import InferenceError
 from app.metrics import Metrics
 from models import reference
-from models.coco import JOINTS, OKS_SIGMAS
 from models.geometry import apply_affines, crop_regions, invert_affines
 from models.pose_model import PoseModel
+from models.skeletons import Skeleton
 
 #: Joints below this score do not count in a person's score. For raw scores mmpose's and PCT's
 #: `kpt_thr`; for calibrated ones, which are seldom so low, what gave the best AP of detected people
@@ -60,7 +61,7 @@ class Poses:
     """`(P,)` box score times the mean score of the joints above 0.05 (0.2 where scores are not
     calibrated), 0 where there is none; the score of one's own box is 1."""
     keypoints: npt.NDArray[np.float32]
-    """`(P, 17, 3)`: x, y in image pixels, score in [0, 1]."""
+    """`(P, K, 3)`: x, y in image pixels, score in [0, 1], of the pose model's K joints."""
     timings: dict[str, float]
     """Seconds in each stage of the batch that this image was in."""
 
@@ -152,15 +153,20 @@ class Pipeline:
         ]
 
         with work.stage("postprocess"):
-            keypoints = [np.empty((0, JOINTS, 3), np.float32) for _ in images]
+            shapes = [
+                (len(found.boxes), self._pose_models[option.model].skeleton.joints, 3)
+                for option, found in zip(options, people, strict=True)
+            ]
+            keypoints = [np.empty(shape, np.float32) for shape in shapes]
             if estimated:
                 order = [index for members in by_model.values() for index in members]
-                ends = np.cumsum([len(people[index].boxes) for index in order])
-                on_host = torch.cat(estimated).cpu().numpy()
+                ends = np.cumsum([math.prod(shapes[index]) for index in order])
+                # Flat: models differ in how many joints they have.
+                on_host = torch.cat([part.flatten() for part in estimated]).cpu().numpy()
                 if not np.isfinite(on_host).all():
                     raise InferenceError("The pose network's output is not finite.")
                 for index, own in zip(order, np.split(on_host, ends[:-1]), strict=True):
-                    keypoints[index] = own
+                    keypoints[index] = own.reshape(shapes[index])
             parts = zip(options, people, keypoints, strict=True)
             finished = [self._finish(*part, work.seconds) for part in parts]
         return finished
@@ -194,7 +200,7 @@ class Pipeline:
         people: Sequence[Detections],
         work: _Work,
     ) -> Tensor:
-        """Keypoints `(P, 17, 3)` in image pixels of all people of these images, on the device."""
+        """Keypoints `(P, K, 3)` in image pixels of all people of these images, on the device."""
         counts = [len(people[index].boxes) for index in members]
         owners = torch.from_numpy(np.repeat(members, counts)).to(self._device)
         boxes = torch.from_numpy(np.concatenate([people[index].boxes for index in members]))
@@ -217,7 +223,7 @@ class Pipeline:
     def _keypoints(
         self, model: PoseModel, crops: Tensor, flips: npt.NDArray[np.bool_], work: _Work
     ) -> Tensor:
-        """Keypoints `(N, 17, 3)` in crop pixels, averaged with the mirrored crop's where asked."""
+        """Keypoints `(N, K, 3)` in crop pixels, averaged with the mirrored crop's where asked."""
         count = len(crops)
         if flips.any():
             mirrored = torch.from_numpy(flips.nonzero()[0]).to(self._device)
@@ -253,7 +259,9 @@ class Pipeline:
         scores = people.scores * counted.sum(-1) / joints
         boxes = people.boxes
         if option.boxes is None and len(boxes):
-            kept = distinct_people(boxes, scores, keypoints, model.input_size, model.padding)
+            kept = distinct_people(
+                boxes, scores, keypoints, model.skeleton, model.input_size, model.padding
+            )
             boxes, scores, keypoints = boxes[kept], scores[kept], keypoints[kept]
         return Poses(option.model, boxes, scores, keypoints, seconds)
 
@@ -286,6 +294,7 @@ def distinct_people(
     boxes: npt.NDArray[np.float32],
     scores: npt.NDArray[np.floating],
     keypoints: npt.NDArray[np.floating],
+    skeleton: Skeleton,
     input_size: tuple[int, int],
     padding: float,
 ) -> npt.NDArray[np.intp]:
@@ -295,6 +304,7 @@ def distinct_people(
         boxes: `(P, 4)` as `x1, y1, x2, y2` in image pixels.
         scores: `(P,)`.
         keypoints: `(P, K, 2 or more)`: x, y in image pixels.
+        skeleton: the K joints.
         input_size: width and height of the pose network's input.
         padding: how much larger than the box its crop is.
 
@@ -302,7 +312,7 @@ def distinct_people(
         Indices of those who stay, best first.
     """
     _, sizes = crop_regions(torch.from_numpy(boxes), input_size, padding)
-    return oks_nms(keypoints, scores, sizes.prod(-1).numpy(), _SAME_POSE)
+    return oks_nms(keypoints, scores, sizes.prod(-1).numpy(), _SAME_POSE, skeleton.sigmas)
 
 
 def oks_nms(
@@ -310,14 +320,16 @@ def oks_nms(
     scores: npt.NDArray[np.floating],
     areas: npt.NDArray[np.floating],
     threshold: float,
+    sigmas: Sequence[float],
 ) -> npt.NDArray[np.intp]:
     """Non-maximum suppression of one image's poses by their object keypoint similarity.
 
     Args:
-        keypoints: `(P, 17, 2 or more)`: x, y in image pixels.
+        keypoints: `(P, K, 2 or more)`: x, y in image pixels.
         scores: `(P,)`.
         areas: `(P,)` square pixels of each person's padded box.
         threshold: of two poses more alike than this, the one of the lower score goes.
+        sigmas: K numbers, each joint's spread relative to the person's size.
 
     Returns:
         Indices of those who stay, best first.
@@ -325,7 +337,7 @@ def oks_nms(
     order = np.argsort(-scores, kind="stable")
     points, sizes = keypoints[order, :, :2].astype(np.float64), areas[order]
     distances = ((points[:, None] - points) ** 2).sum(-1)
-    spread = (2 * np.asarray(OKS_SIGMAS)) ** 2 * (sizes[:, None] + sizes)[..., None]
+    spread = (2 * np.asarray(sigmas)) ** 2 * (sizes[:, None] + sizes)[..., None]
     similar = np.exp(-distances / spread).mean(-1) > threshold
     suppresses = np.triu(similar, 1)
     # Somebody stays whom nobody who stays suppresses. Each round settles at least one more person,

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.coco import JOINT_NAMES, SKELETON
+from models.skeletons import COCO, Skeleton
 
 Colour = tuple[int, int, int]
 
@@ -28,17 +28,12 @@ _JPEG_QUALITY = 92
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def _side(*joints: int) -> Colour:
+def _side(skeleton: Skeleton, *joints: int) -> Colour:
     """The colour of the side that joints are on; eyes and nose together are on one side too."""
-    sides = {JOINT_NAMES[joint].partition("_")[0] for joint in joints} & {"left", "right"}
+    sides = {skeleton.names[joint].partition("_")[0] for joint in joints} & {"left", "right"}
     if len(sides) != 1:
         return _CENTRE
     return _LEFT if "left" in sides else _RIGHT
-
-
-_LIMBS = np.array(SKELETON)
-_LIMB_COLOURS = [_side(*limb) for limb in SKELETON]
-_JOINT_COLOURS = [_side(joint) for joint in range(len(JOINT_NAMES))]
 
 
 def draw(
@@ -47,15 +42,17 @@ def draw(
     boxes: npt.NDArray[np.float32] | None = None,
     scores: npt.NDArray[np.float32] | None = None,
     min_score: float = 0.3,
+    skeleton: Skeleton = COCO,
 ) -> npt.NDArray[np.uint8]:
     """Draw people: left limbs blue, right ones orange, what is in the middle white.
 
     Args:
         image: `(H, W, 3)` RGB; left as it is.
-        keypoints: `(P, 17, 3)`: x, y in image pixels and a score; the first person comes on top.
+        keypoints: `(P, K, 3)`: x, y in image pixels and a score; the first person comes on top.
         boxes: `(P, 4)` as `x1, y1, x2, y2`, drawn if given.
         scores: `(P,)`, written at the boxes if given.
         min_score: joints of lower scores are not drawn, nor the limbs that end in them.
+        skeleton: the K joints and how they are linked.
 
     Returns:
         `(H, W, 3)` RGB.
@@ -67,7 +64,7 @@ def draw(
         width = max(round(min(_WIDTH * float(np.sqrt(_area(around))), _WIDEST)), 1)
         if boxes is not None:
             _draw_box(canvas, around, None if scores is None else float(scores[person]), width)
-        _draw_skeleton(canvas, _fixed(keypoints[person, :, :2]), seen, width)
+        _draw_skeleton(canvas, skeleton, _fixed(keypoints[person, :, :2]), seen, width)
     return canvas
 
 
@@ -80,22 +77,24 @@ def encode(image: npt.NDArray[np.uint8], format: Literal["jpeg", "png"]) -> byte
 
 def _draw_skeleton(
     canvas: npt.NDArray[np.uint8],
+    skeleton: Skeleton,
     points: npt.NDArray[np.int32],
     seen: npt.NDArray[np.bool_],
     width: int,
 ) -> None:
     """Draw limbs over all their outlines, so that none of those crosses a limb; then joints."""
-    limbs = np.flatnonzero(seen[_LIMBS].all(1))
+    limbs = [limb for limb in skeleton.limbs if seen[list(limb)].all()]
     edge = max(width // 3, 1)
-    paths = list(points[_LIMBS[limbs]])
+    paths = [points[list(limb)] for limb in limbs]
     cv2.polylines(canvas, paths, False, _OUTLINE, width + 2 * edge, cv2.LINE_AA, _SHIFT)
     for limb, path in zip(limbs, paths, strict=True):
-        cv2.polylines(canvas, [path], False, _LIMB_COLOURS[limb], width, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(canvas, [path], False, _side(skeleton, *limb), width, cv2.LINE_AA, _SHIFT)
     radius = round((0.8 * width + 0.5) * 2**_SHIFT)
     rim = max(edge / 2, 0.5)
-    for joint in np.flatnonzero(seen):
+    for joint in np.flatnonzero(seen).tolist():
         centre = points[joint].tolist()
-        for colour, wider in ((_OUTLINE, round(rim * 2**_SHIFT)), (_JOINT_COLOURS[joint], 0)):
+        own = _side(skeleton, joint)
+        for colour, wider in ((_OUTLINE, round(rim * 2**_SHIFT)), (own, 0)):
             cv2.circle(canvas, centre, radius + wider, colour, -1, cv2.LINE_AA, _SHIFT)
 
 

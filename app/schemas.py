@@ -8,7 +8,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter
 
 from app.pipeline import Poses
-from models.coco import JOINTS
 
 #: Further out than in any image, near enough for single precision.
 _FARTHEST = 1_000_000
@@ -83,9 +82,9 @@ class Prediction(BaseModel):
         "0.05 (0.2 where the model's scores are raw, see /models)."
     )
     keypoints: list[float] = Field(
-        min_length=3 * JOINTS,
-        max_length=3 * JOINTS,
-        description="x, y and score of each joint, in COCO's order: see `joint_names` of /models. "
+        min_length=3,
+        description="x, y and score of each joint, three numbers each, in the order of the model's "
+        "`joint_names` in /models: COCO's 17, or what else the model was trained on. "
         "The score is how likely the joint is right, where the model's scores are calibrated.",
     )
 
@@ -154,6 +153,9 @@ class ModelCard(BaseModel):
         "`mmpose-0.x`, `mmpose`, or null: posemux."
     )
     profile: ModelProfile = Field(description="What its input is like, and its authors' decoding.")
+    joint_names: list[str] = Field(description="In the order of its `keypoints`.")
+    skeleton: list[tuple[int, int]] = Field(description="Limbs, as indices of joints from 0.")
+    flip_pairs: list[tuple[int, int]] = Field(description="Joints that a mirror exchanges.")
     architecture: dict[str, Any]
     weights: str
     sha256: str
@@ -177,13 +179,13 @@ class ModelCard(BaseModel):
 
 
 class ModelsResponse(BaseModel):
-    """The pose models, and how to read their keypoints."""
+    """The pose models, and how to read the keypoints of the default one; others have their own."""
 
     default: str = Field(description="The model of a request that names none.")
     models: list[ModelCard]
-    joint_names: list[str] = Field(description="In the order of `keypoints`.")
-    skeleton: list[tuple[int, int]] = Field(description="Limbs, as indices of joints from 0.")
-    flip_pairs: list[tuple[int, int]] = Field(description="Joints that a mirror exchanges.")
+    joint_names: list[str] = Field(description="In the order of the default model's `keypoints`.")
+    skeleton: list[tuple[int, int]] = Field(description="Its limbs, as indices of joints from 0.")
+    flip_pairs: list[tuple[int, int]] = Field(description="Its joints that a mirror exchanges.")
 
 
 class Health(BaseModel):

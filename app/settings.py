@@ -35,7 +35,8 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=("simcc-small", "dark-small", "pct-small"), min_length=1
     )
-    """Pose models to load at the start, by name, with commas between them."""
+    """Pose models to load at the start, by name, with commas between them; the first of each
+    representation is its default."""
 
     weights_dir: Path = WEIGHTS_DIR
     """Folder of published weights, which `posemux models fetch` fills; the service only reads."""

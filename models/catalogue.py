@@ -16,8 +16,8 @@ from models.calibration import Calibration, CalibrationError
 from models.checkpoints import (
     WeightsError,
     differences,
-    read_architecture,
     read_checkpoint,
+    read_metadata,
     read_tensors,
     rename,
 )
@@ -157,7 +157,7 @@ def load(
         if name is None:
             raise WeightsError(f"give a name ({', '.join(bundled())}) or a weights file")
         chosen = card(name)
-        path = path_of(chosen, weights_dir)
+        path = require(chosen, weights_dir)
         _check(chosen, path)
         model = PoseModel.fresh(chosen).load_weights(path)
     else:
@@ -186,8 +186,9 @@ def load_tokenizer(weights: str | Path, device: str | torch.device = "cpu") -> T
         raise WeightsError(
             f"{path} is not PCT's tokenizer alone: it has {len(others)} other keys, {others[0]}"
         )
-    architecture, layout = read_architecture(path), "which its weights file names"
-    if architecture is None:
+    if metadata := read_metadata(path):
+        architecture, layout = _architecture(metadata, path), "which its weights file names"
+    else:
         nearest = identify_tokenizer(tensors)
         architecture, layout = nearest.architecture, f"of {nearest.name}, the nearest known one"
     part = nn.ModuleDict({"representation": cast(PCT, build_representation(architecture))})
@@ -213,8 +214,8 @@ def _load_file(name: str | None, path: Path) -> PoseModel:
     authors = authors_of(tensors)
     if name is not None:
         chosen = _named(name, path, authors)
-    elif (architecture := read_architecture(path)) is not None:
-        chosen = _unlisted(path, architecture, authors, "which its weights file names")
+    elif metadata := read_metadata(path):
+        chosen = _described(metadata, path, authors)
     else:
         nearest = identify(tensors, _bundled())
         if nearest.differences:
@@ -224,7 +225,7 @@ def _load_file(name: str | None, path: Path) -> PoseModel:
             )
         note = f"identified as {nearest.name} by its keys"
         chosen = _unlisted(path, nearest.architecture, authors, note)
-    if chosen.calibration is not None and sha256(path) != chosen.sha256:
+    if name is not None and chosen.calibration is not None and sha256(path) != chosen.sha256:
         chosen = replace(chosen, calibration=None)
     try:
         return PoseModel.fresh(chosen).fill(renamed, path)
@@ -246,16 +247,26 @@ def verify(entry: Card, weights_dir: Path = WEIGHTS_DIR) -> bool | None:
     return sha256(path).startswith(entry.sha256)
 
 
-def _check(entry: Card, path: Path) -> None:
-    """Whether a card's own weights may be loaded from there.
+def require(entry: Card, weights_dir: Path = WEIGHTS_DIR) -> Path:
+    """Where a card's weights lie.
 
     Raises:
-        WeightsError: they may not.
+        WeightsError: they are not on this machine, or cannot be loaded by the card's name.
     """
+    path = path_of(entry, weights_dir)
     if not entry.bundled and not path.is_file():
         raise WeightsError(
             f"{path} is missing: `posemux models fetch {entry.name}` gets it, from {entry.source}"
         )
+    return path
+
+
+def _check(entry: Card, path: Path) -> None:
+    """Whether a card's own weights are the ones that it names.
+
+    Raises:
+        WeightsError: they are not.
+    """
     if path.is_file() and not sha256(path).startswith(entry.sha256):
         raise WeightsError(f"{path} is damaged: its sha256 is not {entry.sha256}")
 
@@ -277,6 +288,34 @@ def _named(name: str, path: Path, authors: Authors | None) -> Card:
         return _unlisted(path, architecture_of(name), authors, f"loaded as {name}")
     except RecipeError as error:
         raise UnknownModelError(name) from error
+
+
+def _described(metadata: dict[str, Any], path: Path, authors: Authors | None) -> Card:
+    """The card of weights that posemux wrote.
+
+    Raises:
+        WeightsError: it cannot be used.
+    """
+    if "card" not in metadata:
+        architecture = _architecture(metadata, path)
+        return _unlisted(path, architecture, authors, "which its weights file names")
+    here = {"name": path.stem, "weights": path.name, "sha256": ""}
+    try:
+        return _card(metadata["card"] | here)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} says of itself what cannot be used: {error}") from error
+
+
+def _architecture(metadata: dict[str, Any], path: Path) -> Architecture:
+    """The architecture that weights which posemux wrote are of.
+
+    Raises:
+        WeightsError: it cannot be used.
+    """
+    try:
+        return Architecture.parse(metadata["architecture"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} says of itself what cannot be used: {error}") from error
 
 
 def _unlisted(path: Path, architecture: Architecture, authors: Authors | None, note: str) -> Card:

@@ -24,8 +24,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from models.network import Architecture
-
 #: Where a checkpoint keeps its weights, the best ones first; one without these is weights itself.
 _INSIDE = ("best_state_dict", "state_dict", "model")
 
@@ -157,23 +155,29 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return _weights(loaded, path)
 
 
-def read_architecture(path: Path) -> Architecture | None:
-    """The architecture that a weights file written by `PoseModel.save` names, if any.
+#: What posemux writes into its weights files beside the weights, as JSON.
+_METADATA = ("architecture", "card")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a weights file written by posemux says of its weights; empty for all others.
+
+    `card` is the table of a card in a converted file, `architecture` that of one in all others.
 
     Raises:
-        ArchitectureError: it names one that posemux does not know.
-        WeightsError: the file is missing or damaged.
+        WeightsError: the file is missing or damaged, or of something else such as a detector.
     """
     if _start(path)[8:] != b"{":
-        return None
+        return {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = cast("dict[str, str]", file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-    if "architecture" not in metadata:
-        return None
-    return Architecture.parse(json.loads(metadata["architecture"]))
+    try:
+        return {key: json.loads(metadata[key]) for key in _METADATA if key in metadata}
+    except ValueError as error:
+        raise WeightsError(f"{path} is no pose model's: its notes are not JSON, {error}") from error
 
 
 #: How a zip archive begins, which PyTorch writes since 1.6.

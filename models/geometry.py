@@ -140,7 +140,10 @@ def _check(mapping: Mapping) -> None:
 
 def invert_affines(matrices: Tensor) -> Tensor:
     """The inverse maps of `(P, 2, 3)` affine matrices, same shape and type."""
-    linear = torch.linalg.inv(matrices[..., :2])
+    # Written out: ONNX has no operator for it.
+    (a, b), (c, d) = (row.unbind(-1) for row in matrices[..., :2].unbind(-2))
+    adjugate = torch.stack((torch.stack((d, -b), -1), torch.stack((-c, a), -1)), -2)
+    linear = adjugate / (a * d - b * c)[..., None, None]
     return torch.cat((linear, -linear @ matrices[..., 2:]), -1)
 
 

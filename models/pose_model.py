@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import abc
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,13 @@ class Card:
     def bundled(self) -> bool:
         """Whether the weights come with posemux."""
         return self.source is None
+
+    def table(self) -> dict[str, Any]:
+        """Everything but the file's name, place and sha256, as a table of the catalogue."""
+        table = asdict(self)
+        for name in ("name", "weights", "sha256", "url"):
+            del table[name]
+        return {name: value for name, value in table.items() if value is not None}
 
     @property
     def representation(self) -> str:

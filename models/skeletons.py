@@ -11,6 +11,15 @@ from models import coco
 #: A joint whose name holds one of these belongs to the lower body.
 _LOWER_BODY = re.compile(r"hip|pelvis|knee|ankle|heel|foot|toe")
 
+#: Annotators' spread by joint, relative to the person's size: COCO's, and CrowdPose's for head and
+#: neck. MPII publishes none: its pelvis counts as a hip, its thorax as a shoulder.
+_SIGMAS = dict(zip(coco.JOINT_NAMES, coco.OKS_SIGMAS, strict=True)) | {
+    **{"head_top": 0.079, "neck": 0.079, "upper_neck": 0.079},
+    **{"thorax": 0.079, "pelvis": 0.107},
+}
+#: Any other joint's: in the middle of COCO's.
+_OTHER_SIGMA = 0.072
+
 
 class SkeletonError(ValueError):
     """Joint names that make no skeleton: the message says why."""
@@ -53,6 +62,11 @@ class Skeleton:
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
         """Joints that change places when the picture is mirrored."""
         return tuple((joint, other) for joint, other in enumerate(self.mirrored) if joint < other)
+
+    @cached_property
+    def sigmas(self) -> tuple[float, ...]:
+        """Each joint's spread in the object keypoint similarity, by its name: see `_SIGMAS`."""
+        return tuple(_SIGMAS.get(name, _OTHER_SIGMA) for name in self.names)
 
     @cached_property
     def upper_body(self) -> tuple[bool, ...]:

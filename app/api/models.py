@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from fastapi.concurrency import run_in_threadpool
@@ -15,7 +15,6 @@ from app.schemas import ModelCard, ModelsResponse
 from app.settings import Settings
 from models import Card
 from models.catalogue import complexity_of
-from models.coco import FLIP_PAIRS, JOINT_NAMES, SKELETON
 
 router = APIRouter(tags=["models"])
 
@@ -28,12 +27,9 @@ async def list_models(service: Annotated[Service, Depends(service_of)]) -> Model
     cards = await run_in_threadpool(
         lambda: [_describe(models.card(name), name in loaded) for name in models.names()]
     )
-    return ModelsResponse(
-        default=choose(service.settings, None, None).name,
-        models=cards,
-        joint_names=list(JOINT_NAMES),
-        skeleton=list(SKELETON),
-        flip_pairs=list(FLIP_PAIRS),
+    default = choose(service.settings, None, None)
+    return ModelsResponse.model_validate(
+        {"default": default.name, "models": cards, **_joints(default)}
     )
 
 
@@ -67,11 +63,22 @@ def _loaded(cards: list[Card]) -> str:
     return "loaded are " + ", ".join(f"{card.name} ({card.representation})" for card in cards)
 
 
+def _joints(card: Card) -> dict[str, Any]:
+    """How to read a pose model's keypoints."""
+    skeleton = card.architecture.skeleton
+    return {
+        "joint_names": skeleton.names,
+        "skeleton": skeleton.limbs,
+        "flip_pairs": skeleton.flip_pairs,
+    }
+
+
 def _describe(card: Card, loaded: bool) -> ModelCard:
     cost = complexity_of(card.name)
     return ModelCard.model_validate(
         {
             **asdict(card),
+            **_joints(card),
             "profile": asdict(card.profile),
             "loaded": loaded,
             "representation": card.representation,

@@ -20,6 +20,7 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
+import models
 from app import images, render
 from app.api import Service, service_of
 from app.api.models import choose
@@ -518,7 +519,10 @@ def _decode(service: Service, data: bytes) -> tuple[Image, float]:
 def _drawing(service: Service, one: _Answered, media_type: str) -> bytes:
     poses = one.poses
     with service.metrics.stage_duration.labels("encode").time():
-        drawn = render.draw(one.image, poses.keypoints, poses.boxes, poses.scores)
+        skeleton = models.card(poses.model).architecture.skeleton
+        drawn = render.draw(
+            one.image, poses.keypoints, poses.boxes, poses.scores, skeleton=skeleton
+        )
         return render.encode(drawn, "jpeg" if media_type == "image/jpeg" else "png")
 
 

@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 import models
-from app import cli
+from app import cli, images
+from app.pipeline import Options
+from app.settings import Settings
 from models import catalogue, published
 from models.calibration import Calibration
-from tests.photos import BUS
+from tests.photos import BUS, ZIDANE
 
 
 @pytest.mark.parametrize("representation", ["simcc", "dark", "pct"])
@@ -208,6 +215,16 @@ def test_serving_what_was_not_fetched_says_how_to_get_it(
     assert "`posemux models fetch far-away`" in complaint
 
 
+def test_the_service_does_not_start_without_its_models(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POSE_MODELS", "simcc-small,far-away")
+    assert cli.main(["serve", "--port", "0"]) == 2
+    [complaint] = capsys.readouterr().err.strip().splitlines()
+    assert complaint.startswith(f"posemux: {zoo / 'cache' / 'far-away.pth'} is missing")
+    assert "`posemux models fetch far-away`" in complaint
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,6 +241,140 @@ def test_what_cannot_be_fetched_is_one_clear_line(
     [complaint] = capsys.readouterr().err.strip().splitlines()
     assert complaint.startswith("posemux: ")
     assert message in complaint
+
+
+class Poison:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.victim),)
+
+
+@pytest.fixture
+def rotten(tmp_path: Path) -> Path:
+    """A folder of files that are no pose model's weights, each in its own way."""
+    folder = tmp_path / "rotten"
+    folder.mkdir()
+    weights = {"conv1.weight": torch.zeros(64, 3, 3, 3)}
+    torch.save({"meta": Poison(folder / "victim"), "state_dict": weights}, folder / "poison.pth")
+    (folder / "text.pth").write_text("<!DOCTYPE html><title>Quota exceeded</title>\n")
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "another.pth")
+    whole = (folder / "another.pth").read_bytes()
+    (folder / "half.pth").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+ROTTEN = [
+    ("poison.pth", r"it calls \w+\.mkdir, and only weights and plain data are accepted"),
+    ("text.pth", "neither safetensors nor PyTorch's"),
+    ("half.pth", "cannot be read as a PyTorch checkpoint: damaged"),
+    ("another.pth", r"\d+ keys, network\."),
+]
+
+
+@pytest.mark.parametrize(("file", "message"), ROTTEN)
+def test_bad_weights_are_one_clear_line_and_nothing_is_executed(
+    file: str,
+    message: str,
+    rotten: Path,
+    annotated: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights, out = str(rotten / file), rotten / "out"
+    out.mkdir()
+    asked = [
+        ["models", "convert", weights, "--out", str(out / "x.safetensors")],
+        ["models", "export", weights, "--out", str(out / "x.onnx")],
+        [
+            *("evaluate", "--annotations", str(annotated), "--images", str(BUS.parent)),
+            *("--weights", weights),
+        ],
+    ]
+    for arguments in asked:
+        assert cli.main(arguments) == 2
+        [complaint] = capsys.readouterr().err.strip().splitlines()
+        assert complaint.startswith(f"posemux: {weights} ")
+        assert re.search(message, complaint)
+    monkeypatch.setenv("POSE_DETECTOR_WEIGHTS", weights)
+    assert cli.main(["predict", str(BUS)]) == 2
+    [complaint] = capsys.readouterr().err.strip().splitlines()
+    assert complaint.startswith(f"posemux: {weights} ")
+    assert list(out.iterdir()) == []
+    assert not (rotten / "victim").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "nowhere.pth"], "nowhere.pth is neither a file nor a pose model"),
+        (["convert", "dark-small", "--layout", "dark-small"], "only a file takes a layout"),
+        (["export", "nowhere.pth"], "nowhere.pth is neither a file nor a pose model"),
+    ],
+)
+def test_what_cannot_be_written_is_one_clear_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suffix = {"convert": "safetensors", "export": "onnx"}[arguments[0]]
+    for out, complaint in (
+        (tmp_path / f"x.{suffix}", message),
+        (tmp_path / "x.pth", f"--out must end in .{suffix}"),
+    ):
+        assert cli.main(["models", *arguments, "--out", str(out)]) == 2
+        [told] = capsys.readouterr().err.strip().splitlines()
+        assert told.startswith("posemux: ")
+        assert complaint in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_convert_writes_a_file_that_predicts_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine.safetensors"
+    assert cli.main(["models", "convert", "dark-small", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"{out}: dark, regnetx_002, 192x256, 17 joints, ")
+    assert models.load(weights=out).card.measured == models.card("dark-small").measured
+    assert (
+        cli.main(
+            ["models", "convert", "dark-small", "--out", str(tmp_path / "no" / "x.safetensors")]
+        )
+        == 2
+    )
+    assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("representation", models.REPRESENTATIONS)
+def test_an_exported_model_answers_as_the_service_does(
+    representation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is missing")
+    pytest.importorskip("onnxscript", reason="the extra `export` is missing")
+    out, name = tmp_path / "model.onnx", models.default(representation)
+    assert cli.main(["models", "export", name, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "ONNX Runtime and torch differ by at most" in told
+    assert list(tmp_path.iterdir()) == [out]
+
+    pipeline = cli._pipeline(Settings(device="cpu"), name)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    man, across = [52.0, 396, 246, 902], [-40.0, 700, 300, 1200]
+    edges = [[700.0, 300, 900, 900], [-30, -50, 60, 90], [0, 0, 810, 1080], [790, 1060, 809, 1079]]
+    for photo, boxes in (
+        (images.decode(BUS.read_bytes(), 10**7), [man]),
+        (images.decode(BUS.read_bytes(), 10**7), [man, across, *edges, man]),
+        (images.decode(ZIDANE.read_bytes(), 10**7)[:500, :777], [[100.0, 50, 500, 499], *edges]),
+    ):
+        given = np.array(boxes, np.float32)
+        [poses] = pipeline([photo], [Options(name, boxes=given)])
+        [found] = session.run(None, {"image": photo, "boxes": given})
+        np.testing.assert_allclose(found[..., 2], poses.keypoints[..., 2], atol=1e-4)
+        distances = np.hypot(*np.moveaxis(found - poses.keypoints, -1, 0)[:2])
+        # Of two peaks as high as each other either may win.
+        assert (distances < 0.05).mean() > 0.97
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, oks_nms
 from models.calibration import Calibration
 from models.coco import OKS_SIGMAS
+from models.export import ImageToPoses
 from models.heatmap import Heatmap
 from models.network import Architecture
 from models.pose_model import MEAN, STD, Card, PoseModel
@@ -361,13 +362,34 @@ def test_real_networks_give_every_image_its_own_poses(representation, options):
         np.testing.assert_allclose(poses.scores, alone.scores, atol=1e-4)
 
 
+@pytest.mark.parametrize("mapping", ["affine", "udp", "darkpose"])
+@pytest.mark.parametrize("backbone", ["resnet18", "test_resnet.r160_in1k"], ids=["BGR", "RGB"])
+def test_what_is_exported_answers_as_the_pipeline_does(backbone, mapping):
+    torch.manual_seed(0)
+    options = {"stride": 4, "mapping": mapping}
+    known = card("dark", backbone, "official", input_size=(48, 64), pyramid=16, options=options)
+    model = PoseModel.fresh(known).eval()
+    torch.nn.init.normal_(model.network.head.final_layer.weight)
+    assert model.bgr == (backbone == "resnet18")
+    shape = (150, 200)
+    boxes = np.concatenate((boxes_of(PEOPLE[shape]), [[-20, -30, 40, 60], [150, 90, 230, 180]]))
+    given = boxes.astype(np.float32)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    [poses] = pipeline_of(model)([image], [Options("spots", boxes=given)])
+    with torch.inference_mode():
+        exported = ImageToPoses(model)(torch.from_numpy(image), torch.from_numpy(given))
+    np.testing.assert_allclose(exported, poses.keypoints, atol=1e-3)
+
+
 @pytest.mark.skipif(
     not FIXTURES.is_dir(), reason="the reference's golden numbers are not beside this repository"
 )
 @pytest.mark.parametrize("threshold", [0.9, 0.5])
 def test_suppression_is_that_of_hrnet(threshold):
     golden = np.load(FIXTURES / "hrnet_official.npz")
-    kept = oks_nms(golden["nms/keypoints"], golden["nms/score"], golden["nms/area"], threshold)
+    kept = oks_nms(
+        golden["nms/keypoints"], golden["nms/score"], golden["nms/area"], threshold, OKS_SIGMAS
+    )
     np.testing.assert_array_equal(kept, golden[f"nms/keep_{threshold}"])
 
 
@@ -381,7 +403,9 @@ def test_poses_are_as_alike_as_hrnet_says():
         pair = [0, other]
         # One of the two goes exactly where the threshold is below their similarity.
         for threshold, left in ((similarity - 1e-6, 1), (similarity + 1e-6, 2)):
-            kept = oks_nms(keypoints[pair], np.array([0.9, 0.8]), areas[pair], threshold)
+            kept = oks_nms(
+                keypoints[pair], np.array([0.9, 0.8]), areas[pair], threshold, OKS_SIGMAS
+            )
             assert len(kept) == left
 
 
@@ -405,6 +429,6 @@ def test_suppression_is_greedy_through_chains_of_neighbours():
         keypoints = rng.uniform(0, 100, (17, 3)) + np.arange(length)[:, None, None] * 4.0
         scores, areas = rng.uniform(size=length), np.full(length, 1000.0)
         for threshold in (0.3, 0.5, 0.9):
-            kept = oks_nms(keypoints, scores, areas, threshold).tolist()
+            kept = oks_nms(keypoints, scores, areas, threshold, OKS_SIGMAS).tolist()
             assert kept == greedy(keypoints, scores, areas, threshold)
-    assert 5 < len(oks_nms(keypoints, scores, areas, 0.3)) < 25
+    assert 5 < len(oks_nms(keypoints, scores, areas, 0.3, OKS_SIGMAS)) < 25

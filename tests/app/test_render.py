@@ -6,6 +6,7 @@ from PIL import Image
 
 from app import render
 from models.coco import JOINT_NAMES
+from models.skeletons import MPII, Skeleton
 
 JOINT = {name: index for index, name in enumerate(JOINT_NAMES)}
 
@@ -119,3 +120,26 @@ def test_encoding_keeps_the_colours(canvas):
     jpeg = Image.open(io.BytesIO(render.encode(canvas, "jpeg")))
     assert jpeg.format == "JPEG"
     assert np.abs(np.asarray(jpeg).astype(int) - canvas).max() < 6
+
+
+def test_mpii_has_its_own_limbs_and_sides(canvas):
+    joint = {name: index for index, name in enumerate(MPII.names)}
+    keypoints = np.zeros((1, 16, 3), np.float32)
+    points = {"pelvis": (40, 150), "thorax": (40, 50), "right_hip": (100, 150)}
+    for name, point in points.items():
+        keypoints[0, joint[name]] = (*point, 0.9)
+    drawn = render.draw(canvas, keypoints, skeleton=MPII)
+    spine, hip = drawn[100, 40].astype(int), drawn[150, 70].astype(int)
+    # A thin line's colour is not quite its own.
+    assert np.abs(spine - render._CENTRE).max() < 40
+    assert np.abs(hip - render._RIGHT).max() < 40
+    assert (drawn[100, 100] == 128).all()
+
+
+def test_joints_without_known_limbs_are_points(canvas):
+    skeleton = Skeleton(("one", "two"))
+    keypoints = np.array([[[40, 50, 0.9], [40, 150, 0.9]]], np.float32)
+    drawn = changed(canvas, render.draw(canvas, keypoints, skeleton=skeleton))
+    assert drawn[50, 40]
+    assert drawn[150, 40]
+    assert not drawn[100].any()
