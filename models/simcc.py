@@ -362,6 +362,7 @@ class SimCC:
         decoded = decode(x_logits / self.temperature, y_logits / self.temperature, self.k)
         # Of the longer axis, whose peak is the lower one where they differ.
         bins = max(self.bins)
-        centre = decoded.new_full((), bins // 2)
-        ideal = _distribution(centre, bins, self.smoothing, self.spread).amax()
+        middle = bins // 2
+        centre = decoded.new_full((), middle)
+        ideal = _distribution(centre, bins, self.smoothing, self.spread)[middle]
         return torch.cat((decoded[..., :2], decoded[..., 2:] / ideal), -1)
