@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 from torchvision.ops import batched_nms
 from tqdm import tqdm
 
+from models.files import replacing
 from models.training.datasets import CocoSet, Picture, is_crowd_like
 from models.training.precision import mixed_precision
 from models.training.recipes import DetectorRecipe
@@ -248,7 +249,8 @@ def save_detector(model: DetectionModel, path: Path, size: int) -> None:
         "class_index_person": str(_PERSON),
         "size": str(size),
     }
-    save_file(tensors, path, metadata)
+    with replacing(path) as draft:
+        save_file(tensors, draft, metadata)
 
 
 # --------------------------------------------------------------------------------------- training

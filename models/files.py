@@ -22,4 +22,6 @@ def replacing(path: Path) -> Iterator[Path]:
     with TemporaryDirectory(dir=path.parent, prefix=".posemux-") as folder:
         yield Path(folder) / path.name
         for written in Path(folder).iterdir():
+            # safetensors lets nobody else read what it writes, not even the service's own user.
+            written.chmod(0o644)
             written.replace(path.with_name(written.name))

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from models import geometry, pct
 from models.checkpoints import read_tensors, with_counters
 from models.evaluation import coco_figures
+from models.files import replacing
 from models.layouts import TOKENIZER
 from models.network import Architecture
 from models.pose_model import Card, PoseModel
@@ -473,9 +474,8 @@ def _finish(
     path = folder / f"{name}.safetensors"
     if accelerator.is_main_process:
         module.load_state_dict(averaged.state_dict())
-        written = path.with_suffix(".part")
-        model.save(written, prefix)
-        written.replace(path)
+        with replacing(path) as draft:
+            model.save(draft, prefix)
     accelerator.wait_for_everyone()
     return path
 
