@@ -114,7 +114,8 @@ def forward(built: dict[str, PoseModel], runs: int) -> dict[str, list[float]]:
         for name, model in built.items():
             width, height = model.input_size
             for batch in BATCHES:
-                crops = torch.randn(batch, 3, height, width)
+                # Colours innermost, as the service cuts them out.
+                crops = torch.randn(batch, height, width, 3).permute(0, 3, 1, 2)
                 begin = time.perf_counter()
                 model.network(crops)
                 if turn >= WARM_UP:

@@ -205,6 +205,8 @@ class PoseModel:
 
     def eval(self) -> PoseModel:
         """Switch to inference; returns itself."""
+        # Colours innermost, as crops come: convolutions are quicker by a tenth to a quarter.
+        self.network.to(memory_format=torch.channels_last)
         self.module().eval().requires_grad_(False)
         return self
 
