@@ -1,4 +1,4 @@
-"""The networks of recipes, built once for all tests."""
+"""The networks of recipes, built once for all tests, and numbers for published layouts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from models.pose_model import PoseModel
 from models.skeletons import MPII
@@ -30,3 +31,13 @@ def without_weights(name: str) -> PoseModel:
         architecture = replace(architecture, joints=MPII.names)
     with torch.device("meta"):
         return PoseModel.fresh(card_of(name, architecture))
+
+
+def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Numbers at which nothing vanishes and nothing is spared."""
+    torch.manual_seed(0)
+    weights = {key: torch.randn(shape) * 0.1 for key, shape in shapes.items()}
+    for key, value in weights.items():
+        if key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")):
+            weights[key] = 1 + value.abs()
+    return weights

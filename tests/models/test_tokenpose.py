@@ -20,7 +20,7 @@ from models.layouts import identify
 from models.pose_model import PoseModel
 from models.training.loop import card_of
 
-from .recipes_support import read
+from .recipes_support import random_weights, read
 
 #: Height and width of a patch: `PATCH_SIZE` of tokenpose_s_v*_256_192_*.yaml, there width first.
 PATCHES = {"v1": (4, 3), "v2": (2, 2)}
@@ -72,16 +72,6 @@ def layout(version: str, blocks: int = 12) -> Shapes:
     for norm, width in norms.items():
         shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
     return {f"features.{key}": shape for key, shape in shapes.items()}
-
-
-def random(shapes: Shapes) -> dict[str, Tensor]:
-    """Numbers at which nothing vanishes and nothing is spared."""
-    torch.manual_seed(0)
-    weights = {key: torch.randn(shape) * 0.1 for key, shape in shapes.items()}
-    for key, value in weights.items():
-        if key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")):
-            weights[key] = 1 + value.abs()
-    return weights
 
 
 def heatmaps(weights: dict[str, Tensor], version: str, crop: Tensor) -> Tensor:
@@ -155,7 +145,7 @@ def test_the_network_computes_what_the_authors_does(version: str) -> None:
     architecture = read(f"tokenpose-s-{version}-heatmap").architecture
     assert architecture.tokens is not None
     architecture = replace(architecture, tokens=replace(architecture.tokens, blocks=2))
-    weights = random(layout(version, blocks=2))
+    weights = random_weights(layout(version, blocks=2))
     model = PoseModel.fresh(card_of("tokenpose", architecture))
     model.fill(rename(weights), Path("tokenpose")).eval()
     crop = torch.randn(1, 3, 256, 192)

@@ -25,7 +25,7 @@ from models.layouts import identify
 from models.pose_model import PoseModel
 from models.training.loop import card_of
 
-from .recipes_support import read, without_weights
+from .recipes_support import random_weights, read, without_weights
 
 #: Width, blocks and heads: `embed_dim`, `depth` and `num_heads` of ViTPose_*_coco_256x192.py.
 SIZES = {"s": (384, 12, 12), "b": (768, 12, 12), "l": (1024, 24, 16), "h": (1280, 32, 16)}
@@ -94,16 +94,9 @@ def without_numbers(shapes: Shapes) -> dict[str, Tensor]:
 
 
 def random(shapes: Shapes) -> dict[str, Tensor]:
-    """Numbers at which nothing vanishes and nothing is spared."""
-    torch.manual_seed(0)
-    weights = {key: torch.randn(shape) * 0.1 for key, shape in shapes.items()}
-    for key, value in weights.items():
-        if key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")):
-            weights[key] = 1 + value.abs()
-        elif "_embed" in key:
-            # Small, or the norms' epsilon would not matter.
-            weights[key] = value * 0.02
-    return weights
+    """Embeddings are small, or the norms' epsilon would not matter."""
+    weights = random_weights(shapes)
+    return {key: 0.02 * value if "_embed" in key else value for key, value in weights.items()}
 
 
 def heatmaps(weights: dict[str, Tensor], publisher: str, heads: int, crop: Tensor) -> Tensor:
