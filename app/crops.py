@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.crops import RGB, cut_out
+from models.crops import RGB, cut_out, warp_out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +65,9 @@ def crop(
         `(P, 3, height, width)` float32, `(pixel / 255 - mean) / std`.
     """
     device = images.pixels.device
+    if device.type == "cpu":
+        on_host = [images[index].numpy() for index in range(len(images.shapes))]
+        return warp_out(on_host, owners, affines, size, mean, std, bgr)
     facts = [(*shape, start) for shape, start in zip(images.shapes, images.starts, strict=True)]
     heights, widths, starts = torch.tensor(facts, device=device)[owners.to(device)].unbind(-1)
     affines = affines.to(device)

@@ -1,20 +1,32 @@
-"""The crops that pose networks see of people, cut out of images: tensors in, tensors out.
+"""The crops that pose networks see of people, cut out of images.
 
-Every crop of every image comes out of one gather over one byte buffer, so that people of images of
-different sizes share a batch. Sampling is exact bilinear with black beyond the border, before
-normalisation: what `cv2.warpAffine` does since OpenCV 5 (up to 4.x it rounds source positions to
-1/32 pixel). A person much larger than the crop aliases, as with everybody who warps this way, the
-networks' training included.
+Sampling is exact bilinear with black beyond the border, before normalisation: what `cv2.warpAffine`
+does since OpenCV 5 (up to 4.x it rounds source positions to 1/32 pixel). A person much larger than
+the crop aliases, as with everybody who warps this way, the networks' training included.
+
+There are two ways to the same crops. `cut_out` is tensors in, tensors out: every crop of every
+image comes out of one gather over one byte buffer, which is what an accelerator wants, and what can
+be exported. On a CPU `warp_out` takes a fifth of the time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.geometry import invert_affines
 
 RGB = tuple[float, float, float]
+
+#: Pixels of a crop's region above which it stays in bytes: to turn a region into numbers would take
+#: longer than to warp it.
+_LARGE_REGION = 2**20
 
 
 def cut_out(
@@ -94,3 +106,67 @@ def _neighbours(positions: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
     inside = (indices >= 0) & (indices <= last)
     weights = torch.stack((1 - fraction, fraction)) * inside
     return indices.clamp_min(0).minimum(last).long(), weights.float()
+
+
+def warp_out(
+    images: Sequence[npt.NDArray[np.uint8]],
+    owners: Tensor,
+    affines: Tensor,
+    size: tuple[int, int],
+    mean: RGB,
+    std: RGB,
+    bgr: bool = False,
+) -> Tensor:
+    """Cut out and normalise every person's crop, on the host.
+
+    As `cut_out`, but for regions of more than a million pixels: their crops are rounded to whole
+    grey levels, as those of all who warp bytes.
+
+    Args:
+        images: `(H, W, 3)` each.
+        owners: `(P,)` int64, which image each person is in.
+        affines: `(P, 2, 3)` from image to crop pixels, without rotation or shear.
+        size: width and height of a crop.
+        mean: of each of the crops' channels, for values in [0, 1].
+        std: of each of the crops' channels, for values in [0, 1].
+        bgr: whether blue is a crop's first channel; images are RGB.
+
+    Returns:
+        `(P, 3, height, width)` float32, `(pixel / 255 - mean) / std`.
+    """
+    width, height = size
+    matrices = affines.numpy(force=True).copy()
+    steps = 1 / matrices[:, (0, 1), (0, 1)]
+    first = -matrices[:, :, 2] * steps
+    last = first + steps * (width - 1, height - 1)
+    limits = np.array([(image.shape[1], image.shape[0]) for image in images])[owners.numpy()]
+    # One pixel at least, whatever the crop sees of its image.
+    begins = np.clip(np.floor(first), 0, limits - 1).astype(int)
+    ends = np.clip(np.floor(last) + 2, begins + 1, limits).astype(int)
+    matrices[:, :, 2] += begins / steps
+
+    crops = torch.empty(len(matrices), height, width, 3)
+    factor, offset = _normalisation(mean, std, width)
+    # One person at a time: OpenCV warps one picture a call, and its loop is the quickest there is.
+    regions = zip(owners.tolist(), matrices, begins.tolist(), ends.tolist(), strict=True)
+    for crop, (owner, matrix, (left, top), (right, bottom)) in zip(crops, regions, strict=True):
+        region = images[owner][top:bottom, left:right]
+        if bgr:
+            region = cv2.cvtColor(region, cv2.COLOR_RGB2BGR)
+        if (right - left) * (bottom - top) <= _LARGE_REGION:
+            region = region.astype(np.float32)
+        # In place, unless the region is in bytes.
+        warped = torch.from_numpy(cv2.warpAffine(region, matrix, size, dst=crop.numpy()))
+        rows = crop.view(height, -1)
+        torch.addcmul(offset, warped.view(height, -1), factor, out=rows)
+    return crops.permute(0, 3, 1, 2)
+
+
+@lru_cache
+def _normalisation(mean: RGB, std: RGB, width: int) -> tuple[Tensor, Tensor]:
+    """What a row of pixels is multiplied with, and what is added then: `(width * 3,)` each."""
+    spread = 255 * np.array(std)
+    factor, offset = 1 / spread, -255 * np.array(mean) / spread
+    return tuple(  # type: ignore[return-value]
+        torch.from_numpy(np.tile(row, width).astype(np.float32)) for row in (factor, offset)
+    )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from app.crops import ImageBatch, crop
+from models.crops import cut_out, warp_out
 from models.geometry import apply_affines, crop_affines, invert_affines
 
 CPU = torch.device("cpu")
@@ -53,6 +54,33 @@ def test_crops_are_what_opencv_warps():
         # 1/32 of a pixel: on noise that is several levels.
         tolerance = 1 if int(cv2.__version__.split(".")[0]) >= 5 else 16
         np.testing.assert_allclose(mine, theirs, atol=tolerance)
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+def test_crops_on_the_host_are_those_of_the_gather(bgr):
+    images = [picture(90, 120, 1), picture(33, 50, 2), picture(1, 1, 3)]
+    boxes = [[20.0, 10, 70, 80], [-30, -20, 25, 40], [60, 30, 61, 33], [0, 0, 120, 90]]
+    boxes += [[10, 10, 10, 10], [119, 80, 190, 130], [-90, -90, -40, -40], [0, 0, 1e5, 1e5]]
+    owners = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2])
+    affines = crop_affines(torch.tensor(boxes * 3), (48, 64))
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+    ours = warp_out(images, owners, affines, (48, 64), mean, std, bgr)
+    batch = ImageBatch.upload(images, CPU)
+    shapes = torch.tensor(batch.shapes)[owners]
+    starts = torch.tensor(batch.starts)[owners]
+    theirs = cut_out(batch.pixels, *shapes.T, starts, affines, (48, 64), mean, std, bgr)
+    # A hundredth of a grey level; OpenCV's positions are in single precision.
+    torch.testing.assert_close(ours, theirs, atol=0.02 / 255 / min(std), rtol=0)
+
+
+def test_crops_of_large_regions_are_rounded_to_grey_levels():
+    image = picture(1100, 1000)
+    affines = crop_affines(torch.tensor([[0.0, 0, 999, 1099], [0, 0, 90, 100]]), (48, 64))
+    large, small = crops_of([image], [0, 0], affines)
+    for found, affine, rounded in ((large, affines[0], True), (small, affines[1], False)):
+        expected = cv2.warpAffine(image.astype(np.float32), affine.numpy(), (48, 64))
+        np.testing.assert_allclose(found, expected, atol=0.51 if rounded else 0.02)
+        assert np.allclose(found, found.round(), atol=1e-3) == rounded
 
 
 @needs_fixtures
