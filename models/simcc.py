@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+
+from models.peaks import first_peak
 
 Smoothing = Literal["gaussian", "laplace", "equal", "none", "ordinal"]
 Score = Literal["min", "max"]
@@ -103,6 +106,14 @@ def _distribution(centres: Tensor, bins: int, smoothing: Smoothing, spread: floa
     return torch.where(distance == 0, 1 - rest, rest / (bins - 1))
 
 
+@lru_cache
+def _height(bins: int, smoothing: Smoothing, spread: float, dtype: torch.dtype) -> float:
+    """The largest probability of a target in the middle of an axis."""
+    middle = bins // 2
+    centre = torch.full((), middle, dtype=dtype)
+    return float(_distribution(centre, bins, smoothing, spread)[middle])
+
+
 # ------------------------------------------------------------------------------------------ loss
 
 
@@ -145,20 +156,12 @@ def decode(x_logits: Tensor, y_logits: Tensor, k: float, score: Score = "min") -
         `(..., K, 3)`: x and y in input pixels, and the score, a probability of a single bin: small
         by construction, since the targets spread over many bins.
     """
-    peaks, positions = zip(*(_peak(logits) for logits in (x_logits, y_logits)), strict=True)
-    combined = torch.minimum(*peaks) if score == "min" else torch.maximum(*peaks)
-    coordinates = torch.stack(positions, -1).to(x_logits.dtype) / k
-    return torch.cat((coordinates, combined[..., None]), -1)
-
-
-def _peak(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest softmax probability along the last axis, and its bin.
-
-    The bin is chosen after the softmax, as the released code does: of two logits that the softmax
-    rounds to the same probability, the first wins.
-    """
-    peak, index = logits.softmax(-1).max(-1)
-    return peak, index
+    # The bin is chosen after the softmax, as the released code does: of two logits that the softmax
+    # rounds to the same probability, the first wins.
+    (x_peak, x), (y_peak, y) = (first_peak(logits.softmax(-1)) for logits in (x_logits, y_logits))
+    combine = torch.minimum if score == "min" else torch.maximum
+    coordinates = torch.stack((x, y), -1).to(x_logits.dtype) / k
+    return torch.cat((coordinates, combine(x_peak, y_peak)[..., None]), -1)
 
 
 # ------------------------------------------------------------------------------ in a pose network
@@ -359,10 +362,9 @@ class SimCC:
         sharp as the training target scores 1 whatever k and the smoothing are.
         """
         x_logits, y_logits = raw
-        decoded = decode(x_logits / self.temperature, y_logits / self.temperature, self.k)
+        if self.temperature != 1:
+            x_logits, y_logits = x_logits / self.temperature, y_logits / self.temperature
+        decoded = decode(x_logits, y_logits, self.k)
         # Of the longer axis, whose peak is the lower one where they differ.
-        bins = max(self.bins)
-        middle = bins // 2
-        centre = decoded.new_full((), middle)
-        ideal = _distribution(centre, bins, self.smoothing, self.spread)[middle]
+        ideal = _height(max(self.bins), self.smoothing, self.spread, decoded.dtype)
         return torch.cat((decoded[..., :2], decoded[..., 2:] / ideal), -1)
