@@ -188,7 +188,11 @@ class Tokenizer(nn.Module):
 
     def decode(self, features: Tensor) -> Tensor:
         """Token features, quantised or mixed, to poses: `(N, M, D) -> (N, K, 2)` in pixels."""
-        x = self.decoder_start(self.decoder_token_mlp(features.mT).mT)
+        # Tokens and channels are mixed by a linear layer each, which commute but for their biases.
+        # The released code mixes tokens first; channels first leaves a sixteenth of them to mix.
+        channels, tokens = self.decoder_start, self.decoder_token_mlp
+        x = functional.linear(functional.linear(features, channels.weight).mT, tokens.weight).mT
+        x = x + (tokens.bias[:, None] * channels.weight.sum(1) + channels.bias)
         for layer in self.decoder:
             x = layer(x)
         return cast(Tensor, self.recover_embed(self.decoder_layer_norm(x)) * self.unit)
@@ -483,10 +487,9 @@ def decode_with_spread(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
     probabilities, codebook = logits.softmax(-1), tokenizer.codebook
     features = probabilities @ codebook
     deviation = (probabilities @ codebook.square() - features.square()).clamp_min(0).sqrt()
-    signs = _signs(features.shape[1:], features.device)
-    moved = features[:, None] + deviation[:, None] * signs
-    poses = tokenizer.decode(torch.cat((features[:, None], moved), 1).flatten(0, 1))
-    poses = poses.view(-1, 1 + _DRAWS, *poses.shape[1:])
+    signs = _signs(features.shape[1:], features.device).to(features)
+    moved = torch.addcmul(features[:, None], deviation[:, None], signs)
+    poses = tokenizer.decode(moved.flatten(0, 1)).unflatten(0, (-1, 1 + _DRAWS))
     keypoints, others = poses[:, 0], poses[:, 1:]
     spread = (others - keypoints[:, None]).square().sum(-1).mean(1).sqrt()
     scores = probabilities.amax(-1).mean(-1)[:, None] / (1 + spread / _HALF_SURE)
@@ -495,9 +498,13 @@ def decode_with_spread(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
 
 @lru_cache
 def _signs(shape: torch.Size, device: torch.device) -> Tensor:
-    """`(_DRAWS, M, D)` of 1 and -1, always the same, so that a picture's answer is too."""
+    """`(1 + _DRAWS, M, D)`: 0, by which nothing moves, and then 1 and -1.
+
+    They are always the same, so that a picture's answer is too.
+    """
     # The one generator whose numbers numpy has promised never to change.
     signs = np.random.RandomState(0).randint(0, 2, (_DRAWS, *shape)) * 2 - 1
+    signs = np.concatenate((np.zeros_like(signs[:1]), signs))
     return torch.from_numpy(signs).to(device, torch.float32)
 
 
