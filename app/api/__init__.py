@@ -30,3 +30,11 @@ class Service:
 def service_of(request: Request) -> Service:
     """The service that a request has come to."""
     return cast(Service, request.app.state.service)
+
+
+async def current_service(request: Request) -> Service:
+    """`service_of` as a route's dependency.
+
+    FastAPI calls what is not a coroutine function in a thread: two thread switches a request.
+    """
+    return service_of(request)

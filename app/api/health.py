@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
-from app.api import Service, service_of
+from app.api import Service, current_service
 from app.api.problems import responses
 from app.errors import DrainingError, NotReadyError
 from app.schemas import Health
@@ -17,7 +17,7 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/livez", responses=responses(NotReadyError))
-async def livez(service: Annotated[Service, Depends(service_of)]) -> Health:
+async def livez(service: Annotated[Service, Depends(current_service)]) -> Health:
     """Whether the process is worth keeping; where it is not, restart it."""
     if not service.engine.alive:
         raise NotReadyError("The device thread has failed or hangs: restart the service.")
@@ -25,7 +25,7 @@ async def livez(service: Annotated[Service, Depends(service_of)]) -> Health:
 
 
 @router.get("/readyz", responses=responses(NotReadyError, DrainingError))
-async def readyz(service: Annotated[Service, Depends(service_of)]) -> Health:
+async def readyz(service: Annotated[Service, Depends(current_service)]) -> Health:
     """Whether new images are taken: not before the models are warm, nor while shutting down."""
     if not service.engine.ready:
         # The engine knows best what is missing.
@@ -40,7 +40,7 @@ async def readyz(service: Annotated[Service, Depends(service_of)]) -> Health:
     response_class=Response,
     responses={200: {"description": "All metrics.", "content": {"text/plain": {}}}},
 )
-async def metrics(request: Request, service: Annotated[Service, Depends(service_of)]) -> Response:
+async def metrics(request: Request, service: Annotated[Service, Depends(current_service)]) -> Response:
     """The service's metrics, for Prometheus."""
     encode, media_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(encode(service.registry), headers={"Content-Type": media_type})

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from fastapi.concurrency import run_in_threadpool
 
 import models
-from app.api import Service, service_of
+from app.api import Service, current_service
 from app.errors import InvalidParameterError, UnknownModelError
 from app.schemas import ModelCard, ModelsResponse
 from app.settings import Settings
@@ -20,7 +20,7 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/models")
-async def list_models(service: Annotated[Service, Depends(service_of)]) -> ModelsResponse:
+async def list_models(service: Annotated[Service, Depends(current_service)]) -> ModelsResponse:
     """The cards of all pose models, which of them are loaded, and what their joints are."""
     loaded = service.settings.models
     # The first time, counting what the networks cost takes a moment.

@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 import models
 from app import images, render
-from app.api import Service, service_of
+from app.api import Service, current_service
 from app.api.models import choose
 from app.api.problems import responses
 from app.errors import (
@@ -160,7 +160,7 @@ class _Answered:
 async def estimate_poses(
     request: Request,
     query: Annotated[PoseQuery, Query()],
-    service: Annotated[Service, Depends(service_of)],
+    service: Annotated[Service, Depends(current_service)],
 ) -> Response:
     """Find the people in images and where their joints are.
 

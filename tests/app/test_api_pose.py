@@ -526,3 +526,11 @@ def test_a_hundred_mistakes_in_a_row_leave_nothing_behind(running):
     assert running.value("pose_requests_total", representation="simcc", status="422") == 25
     assert running.value("pose_rejected_total", reason="bad-image") == 25
     assert running.value("pose_stage_duration_seconds_count", stage="decode") >= 25
+
+
+def test_no_dependency_of_a_request_goes_through_a_thread(running, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a dependency is not a coroutine function")
+
+    monkeypatch.setattr("fastapi.dependencies.utils.run_in_threadpool", refuse)
+    running.works()
