@@ -7,7 +7,7 @@ does so, written down from its specification: DarkPose's blur of whole maps and 
 softmax and maximum of SimCC, PCT's soft mixture and decoder. What both give is compared first.
 
 Medians over repeated runs, the methods taking turns; random inputs of the bundled models' shapes.
-The models' rows are what the service does: outputs to joints in crop pixels, with scores calibrated.
+The models' rows are what the service does: outputs to joints in crop pixels, scores calibrated.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def official_simcc(x: Tensor, y: Tensor, k: float) -> Tensor:
 
 
 def official_pct(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """PCT: the mixture of entries, tokens mixed before channels; the mean largest logit as score."""
+    """PCT: the mixture of entries, tokens before channels; the mean largest logit as score."""
     features = logits.softmax(-1) @ tokenizer.codebook
     mix, start = tokenizer.decoder_token_mlp, tokenizer.decoder_start
     poses = functional.linear(features.transpose(2, 1), mix.weight, mix.bias).transpose(2, 1)

@@ -186,7 +186,7 @@ def _blurred_patches(maps: Tensor, x: Tensor, y: Tensor, peaks: Tensor, kernel: 
     # One product for all joints: axis by axis is less arithmetic, and takes four times as long.
     blurred = patches_at(maps, x, y, kernel // 2 + 2).double().flatten(1) @ matrix
     scale = peaks / blurred.amax(1).clamp_min(torch.finfo(maps.dtype).tiny)
-    return (blurred * scale[:, None]).unflatten(1, (5, 5))
+    return (blurred * scale[:, None]).view(-1, 5, 5)
 
 
 @lru_cache

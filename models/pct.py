@@ -489,7 +489,8 @@ def decode_with_spread(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
     deviation = (probabilities @ codebook.square() - features.square()).clamp_min(0).sqrt()
     signs = _signs(features.shape[1:], features.device).to(features)
     moved = torch.addcmul(features[:, None], deviation[:, None], signs)
-    poses = tokenizer.decode(moved.flatten(0, 1)).unflatten(0, (-1, 1 + _DRAWS))
+    poses = tokenizer.decode(moved.flatten(0, 1))
+    poses = poses.view(-1, 1 + _DRAWS, *poses.shape[1:])
     keypoints, others = poses[:, 0], poses[:, 1:]
     spread = (others - keypoints[:, None]).square().sum(-1).mean(1).sqrt()
     scores = probabilities.amax(-1).mean(-1)[:, None] / (1 + spread / _HALF_SURE)

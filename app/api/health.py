@@ -40,7 +40,9 @@ async def readyz(service: Annotated[Service, Depends(current_service)]) -> Healt
     response_class=Response,
     responses={200: {"description": "All metrics.", "content": {"text/plain": {}}}},
 )
-async def metrics(request: Request, service: Annotated[Service, Depends(current_service)]) -> Response:
+async def metrics(
+    request: Request, service: Annotated[Service, Depends(current_service)]
+) -> Response:
     """The service's metrics, for Prometheus."""
     encode, media_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(encode(service.registry), headers={"Content-Type": media_type})
