@@ -378,7 +378,9 @@ def test_what_is_exported_answers_as_the_pipeline_does(backbone, mapping):
     [poses] = pipeline_of(model)([image], [Options("spots", boxes=given)])
     with torch.inference_mode():
         exported = ImageToPoses(model)(torch.from_numpy(image), torch.from_numpy(given))
-    np.testing.assert_allclose(exported, poses.keypoints, atol=1e-3)
+    # The two sample alike to a hundredth of a grey level, which is much to a random network's
+    # flattest peaks; a wrong colour or mapping is off by pixels.
+    np.testing.assert_allclose(exported, poses.keypoints, atol=0.1)
 
 
 @pytest.mark.skipif(
