@@ -46,7 +46,8 @@ def cut_out(
     Returns:
         `(P, 3, height, width)` float32, `(pixel / 255 - mean) / std`.
     """
-    width, height = size
+    # Not len(), which would fix the number of people when this is exported.
+    people, (width, height) = affines.shape[0], size
     device = pixels.device
     inverse = invert_affines(affines)
 
@@ -56,9 +57,9 @@ def cut_out(
     y = inverse[:, 1, 1:2] * torch.arange(height, device=device) + inverse[:, 1, 2:]
     crops = _blend(pixels, widths, starts, _neighbours(x, widths), _neighbours(y, heights))
     if bgr:
-        crops = crops.unflatten(-1, (width, 3)).flip(-1).flatten(-2)
+        crops = crops.view(people, height, width, 3).flip(-1).view(people, height, -1)
     crops = crops.sub_(_grey_levels(mean, width, device)).div_(_grey_levels(std, width, device))
-    return crops.unflatten(-1, (width, 3)).permute(0, 3, 1, 2)
+    return crops.view(people, height, width, 3).permute(0, 3, 1, 2)
 
 
 def letterbox(
@@ -90,9 +91,10 @@ def letterbox(
     left, top, across, down = frames.unbind(-1)
     columns, x = _stretched(left, across, widths, size[0])
     rows, y = _stretched(top, down, heights, size[1])
-    canvases = _blend(pixels, widths, starts, _neighbours(x, widths), _neighbours(y, heights))
+    images = _blend(pixels, widths, starts, _neighbours(x, widths), _neighbours(y, heights))
     inside = rows[:, :, None, None] & columns[:, None, :, None]
-    return torch.where(inside, canvases.unflatten(-1, (size[0], 3)), grey).permute(0, 3, 1, 2)
+    canvases = torch.where(inside, images.view(len(frames), size[1], size[0], 3), grey)
+    return canvases.permute(0, 3, 1, 2)
 
 
 def _stretched(first: Tensor, count: Tensor, limits: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +126,6 @@ def _blend(
     """Weighted sums of four pixels each: `(P, rows, columns * 3)` float32 from `_neighbours`."""
     (left, right), across = columns
     (above, below), down = rows
-    # Not len(), which would fix the number of people when this is exported.
     shape = (above.shape[0], above.shape[1], 3 * left.shape[1])
     # Colours stay interleaved, as (P, height, width * 3), while there is arithmetic to do: long
     # rows are what vectorised loops want.

@@ -86,8 +86,7 @@ class GraphRunner:
         """Compute a batch.
 
         Args:
-            batch: `(N, *shape)` of any float type, on the device or in page-locked memory; N is at
-                least 1.
+            batch: `(N, *shape)` of any float type, on the device; N is at least 1.
 
         Returns:
             What `compute` returns, N rows. Unless it was computed in parts these are views into
@@ -98,13 +97,14 @@ class GraphRunner:
         """
         largest = self._sizes[-1]
         if len(batch) > largest:
-            parts = [_clone(self(part)) for part in batch.split(largest)]
+            starts = range(0, len(batch), largest)
+            parts = [_clone(self(batch[start : start + largest])) for start in starts]
             if isinstance(parts[0], Tensor):
                 return torch.cat(parts)
             return tuple(torch.cat(column) for column in zip(*parts, strict=True))
         replay, outputs = self._graphs[bucket_of(len(batch), self._sizes)]
         # Also converts: one kernel for both.
-        self._batch[: len(batch)].copy_(batch, non_blocking=True)
+        self._batch[: len(batch)].copy_(batch)
         replay()
         return tree_map(lambda output: output[: len(batch)], outputs)
 
@@ -130,7 +130,7 @@ class _Capture:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         # Memory is shared among captures on one stream, which must not be the default one.
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(

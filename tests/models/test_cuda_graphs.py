@@ -210,14 +210,3 @@ def test_graphs_find_the_joints_that_the_network_finds(name):
     # Convolutions that were tried out may round otherwise, and noise has many equal peaks.
     distances = (runner(crops)[..., :2] - expected[..., :2]).norm(dim=-1)
     assert (distances < 0.5).float().mean() > 0.95
-
-
-@needs_cuda
-def test_what_a_graph_reads_may_come_from_page_locked_memory(small):
-    device = torch.device("cuda")
-    network = small.to(device)
-    runner = GraphRunner(network, SHAPE, torch.float32, device, buckets(4))
-    batch = torch.randn(3, *SHAPE)
-    torch.testing.assert_close(
-        runner(batch.pin_memory()), network(batch.to(device)), atol=1e-3, rtol=1e-3
-    )
