@@ -6,9 +6,9 @@ import time
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from benchmarks import gpu
-from benchmarks.networks import build
 from models import cuda_graphs
 from models.complexity import complexity
 
@@ -30,10 +30,10 @@ def test_the_one_command_measures_everything(tmp_path, capsys):
     assert gpu.main([NAME, "--device", "cpu", "--quick", "--out", str(out)]) == 0
     report = json.loads((out / "gpu.json").read_text())
     assert report["hardware"]["device"] == "cpu"
-    assert {row["type"] for row in report["checks"]} == {"bf16", "fp16"}
+    assert [row["type"] for row in report["checks"]] == ["fp32", "bf16", "fp16"]
     assert all(row["right"] for row in report["checks"])
     # Rounding is felt: it was computed in half precision.
-    assert all(row["raw"]["eager"] > 0 for row in report["checks"])
+    assert all(row["raw"]["eager"] > 0 for row in report["checks"][1:])
     assert [row["batch"] for row in report["speeds"]] == list(gpu.QUICK.batches)
     assert all(row["people"] > 0 for row in report["speeds"])
     assert report["decoding"][0]["network"] == NAME
@@ -73,14 +73,21 @@ def test_graphs_are_checked_and_measured_where_there_are_any(work, monkeypatch):
 
 
 def test_other_answers_than_the_cpus_fail(work, monkeypatch):
-    monkeypatch.setattr(gpu, "RAW", {"bf16": 0.0, "fp16": 0.0})
+    monkeypatch.setattr(gpu, "TYPES", {"bf16": torch.bfloat16})
+    monkeypatch.setattr(gpu, "RAW", {"bf16": 0.0})
     assert not gpu.check(work, NAME)
     assert not any(row["right"] for row in work.report["checks"])
 
 
+def test_random_weights_are_judged_in_float32_alone(work):
+    assert gpu.check(work, "mobilenetv2-simcc")
+    judged = {row["type"]: row.get("right") for row in work.report["checks"]}
+    assert judged == {"fp32": True, "bf16": None, "fp16": None}
+
+
 def test_what_time_was_too_short_for_is_named(work):
     work.end = time.monotonic()
-    model, _ = build(NAME)
+    model = gpu.reference(NAME)
     gpu.measure_decoding(work, NAME)
     gpu._measure_way(work, model, gpu.Cost.of(model), NAME, "bf16 eager", gpu.estimator(model))
     missing = [row["what"] for row in work.report["left_out"]]
@@ -91,7 +98,7 @@ def test_what_time_was_too_short_for_is_named(work):
 
 
 def test_a_network_moves_its_weights_and_its_products(work):
-    model, _ = build(NAME)
+    model = gpu.reference(NAME)
     cost = gpu.Cost.of(model)
     # In half precision: two bytes for each parameter of a convolution or linear layer.
     layers = torch.nn.Conv2d | torch.nn.Linear
@@ -101,6 +108,20 @@ def test_a_network_moves_its_weights_and_its_products(work):
     width, height = model.input_size
     assert cost.crop_bytes > 2 * 3 * width * height
     assert cost.macs == complexity(model.card).macs
+
+
+def test_random_networks_stay_in_the_range_of_fp16():
+    model = gpu.reference("mobilenetv2-simcc")
+    largest = []
+    for layer in model.network.modules():
+        layer.register_forward_hook(
+            lambda layer, inputs, output: largest.extend(
+                float(part.abs().max()) for part in tree_leaves(output)
+            )
+        )
+    with torch.inference_mode():
+        model.network(gpu.people_of(model))
+    assert 0.1 < max(largest) < 1000
 
 
 def test_the_quickest_way_stands_beside_its_mark():
