@@ -59,8 +59,8 @@ MARKS = {
 DECODE_MARK, IMAGES_MARK = 0.03, 1_500
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: How far each type may be from the CPU's float32: raw outputs, as a share of their norm; the joints
-#: of trained networks, in input pixels, and their scores, both of 90 in 100.
+#: How far each type may be from the CPU's float32: raw outputs, as a share of their norm; joints of
+#: trained networks, in input pixels, and their scores, both of 90 in 100.
 TYPES = {"fp32": torch.float32, **HALVES}
 RAW = {"fp32": 0.002, "bf16": 0.06, "fp16": 0.01}
 PIXELS = {"fp32": 0.1, "bf16": 2.0, "fp16": 0.75}
