@@ -1,16 +1,26 @@
-"""Images on the device, and the crops that pose networks see of them."""
+"""Images on the device, and what networks see of them: letterboxes and crops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.crops import RGB, cut_out, warp_out
+from models.crops import RGB, cut_out, letterbox, warp_out
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Bring an array to the device without waiting for what the device is doing."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        # Only from page-locked memory do copies queue up; from elsewhere each waits for all before.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +29,8 @@ class ImageBatch:
 
     pixels: Tensor
     """`(pixels of all images, 3)` uint8, row by row."""
+    layout: Tensor
+    """`(N, 3)` int64 on the device: each image's height, width and first row in `pixels`."""
     shapes: tuple[tuple[int, int], ...]
     """Height and width of each image."""
     starts: tuple[int, ...]
@@ -26,13 +38,16 @@ class ImageBatch:
 
     @classmethod
     def upload(cls, images: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> ImageBatch:
-        """Bring `(H, W, 3)` uint8 images to the device in one transfer."""
+        """Bring `(H, W, 3)` uint8 images to the device in one transfer, and their layout."""
         shapes = tuple((image.shape[0], image.shape[1]) for image in images)
         ends = np.cumsum([height * width for height, width in shapes]).tolist()
+        starts = (0, *ends[:-1])
         # Page-locked memory lets the transfer go at the bus's full speed.
         host = torch.empty((ends[-1], 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
         np.concatenate([image.reshape(-1, 3) for image in images], out=host.numpy())
-        return cls(host.to(device, non_blocking=True), shapes, (0, *ends[:-1]))
+        layout = np.column_stack((shapes, starts)).astype(np.int64)
+        pixels = host.to(device, non_blocking=True)
+        return cls(pixels, to_device(layout, device), shapes, starts)
 
     def __getitem__(self, index: int) -> Tensor:
         """One image as a `(H, W, 3)` uint8 view into the buffer."""
@@ -68,7 +83,50 @@ def crop(
     if device.type == "cpu":
         on_host = [images[index].numpy() for index in range(len(images.shapes))]
         return warp_out(on_host, owners, affines, size, mean, std, bgr)
-    facts = [(*shape, start) for shape, start in zip(images.shapes, images.starts, strict=True)]
-    heights, widths, starts = torch.tensor(facts, device=device)[owners.to(device)].unbind(-1)
+    heights, widths, starts = images.layout[owners.to(device)].unbind(-1)
     affines = affines.to(device)
     return cut_out(images.pixels, heights, widths, starts, affines, size, mean, std, bgr)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where an image lies on the canvas that a detector sees: resized, with grey around it."""
+
+    canvas: tuple[int, int]
+    """The canvas' width and height, multiples of the detector's stride."""
+    corner: tuple[int, int]
+    """Left and top of the image on the canvas."""
+    size: tuple[int, int]
+    """The image's width and height on the canvas."""
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], longer_side: int, stride: int) -> Frame:
+        """The frame of an image of that height and width, as ultralytics' prediction makes it."""
+        ratio = longer_side / max(shape)
+        # At least one pixel: pictures may be as thin as a line.
+        height, width = (max(round(side * ratio), 1) for side in shape)
+        left, top = -width % stride // 2, -height % stride // 2
+        canvas = (width + -width % stride, height + -height % stride)
+        return cls(canvas, (left, top), (width, height))
+
+
+def letterboxes(
+    images: ImageBatch, members: Sequence[int], frames: Sequence[Frame], grey: int
+) -> Tensor:
+    """Resize several images into canvases of one size.
+
+    Args:
+        images: the images.
+        members: which of them.
+        frames: of each member, all with the same canvas.
+        grey: what is around the images.
+
+    Returns:
+        `(N, 3, height, width)` float32, grey levels of 0 to 255.
+    """
+    rows = [
+        (index, *frame.corner, *frame.size) for index, frame in zip(members, frames, strict=True)
+    ]
+    table = to_device(np.array(rows, np.int64), images.pixels.device)
+    heights, widths, starts = images.layout[table[:, 0]].unbind(-1)
+    return letterbox(images.pixels, heights, widths, starts, table[:, 1:], frames[0].canvas, grey)

@@ -329,4 +329,6 @@ class Heatmap:
     def in_input_pixels(self, decoded: Tensor, raw: Tensor) -> Tensor:
         """Joints `(N, K, 3)` in the pixels of maps `(N, K, h, w)`, brought to the input's."""
         steps, origins = map_grid((raw.shape[-1], raw.shape[-2]), self.stride, self.mapping)
-        return decoded * decoded.new_tensor((*steps, 1)) + decoded.new_tensor((*origins, 0))
+        x, y, peaks = decoded.unbind(-1)
+        # Plain numbers: a tensor of them would be brought to the device in every call.
+        return torch.stack((x * steps[0] + origins[0], y * steps[1] + origins[1], peaks), -1)
