@@ -19,12 +19,13 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 from torch.utils._pytree import tree_map
 from torchvision.ops import batched_nms
 from tqdm import tqdm
 
+from app.runtime import Runtime
 from models.files import replacing
 from models.training.datasets import CocoSet, Picture, is_crowd_like
 from models.training.precision import mixed_precision
@@ -36,6 +37,7 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_VERBOSE", "false")
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(tempfile.gettempdir()) / "posemux"))
+from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 
 _STRIDE = 32
@@ -89,19 +91,39 @@ class YoloDetector:
         model: the network, its first class being the person.
         device: where it computes.
         size: the longer side in pixels, a multiple of 32.
+        runtime: makes what runs the network; PyTorch if left out.
+
+    Raises:
+        ValueError: the size, or the network's head, is none that this class knows.
     """
 
-    def __init__(self, model: DetectionModel, device: torch.device, size: int) -> None:
+    def __init__(
+        self,
+        model: DetectionModel,
+        device: torch.device,
+        size: int,
+        runtime: Runtime | None = None,
+    ) -> None:
         if size < _STRIDE or size % _STRIDE:
             raise ValueError(f"the detector's size is {size}, not a multiple of {_STRIDE}")
         model = model.eval().requires_grad_(False).fuse(verbose=False)  # type: ignore[no-untyped-call]
+        head = cast(nn.Sequential, model.model)[-1]
+        if not isinstance(head, Detect):
+            raise ValueError(f"the detector's head is a {type(head).__name__}, not one of YOLO")
         # Colours innermost: what convolutions are quickest with, by a third and more on a CPU.
-        self._model = model.to(device).to(memory_format=torch.channels_last)
+        heads = _Heads(model).to(device).to(memory_format=torch.channels_last)
+        self._strides = head.stride.to(device)
+        side = int(head.stride.max())
+        runtime = runtime or Runtime("torch", device)
+        example = torch.zeros(2, 3, 2 * side, 3 * side)
+        self._run = runtime("the detector", heads, example, any_size=True)
         self._device = device
         self._size = size
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, size: int) -> YoloDetector:
+    def load(
+        cls, path: Path, device: torch.device, size: int, runtime: Runtime | None = None
+    ) -> YoloDetector:
         """Load a detector.
 
         Args:
@@ -110,6 +132,7 @@ class YoloDetector:
                 ever pass one that the operator chose.
             device: where it will compute.
             size: the longer side in pixels, a multiple of 32.
+            runtime: makes what runs the network; PyTorch if left out.
 
         Raises:
             ValueError: the file is missing, damaged, or not a detector.
@@ -120,7 +143,7 @@ class YoloDetector:
             model, _ = load_checkpoint(path, device)  # type: ignore[no-untyped-call]
             if not isinstance(model, DetectionModel):
                 raise ValueError(f"{path} holds a {type(model).__name__}, not a DetectionModel")
-            return cls(model, device, size)
+            return cls(model, device, size, runtime)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -131,7 +154,7 @@ class YoloDetector:
             model.load_state_dict(tensors)
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise ValueError(f"{path} is not a detector of this service: {error}") from error
-        return cls(model, device, size)
+        return cls(model, device, size, runtime)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image], min_score: float) -> list[Detections]:
@@ -144,7 +167,9 @@ class YoloDetector:
         owners, boxes, scores = [], [], []
         for members in groups.values():
             batch = torch.stack([letterboxes[index].canvas for index in members])
-            person, box, score = _people(self._model(batch.float().div_(255)), min_score)
+            raw = self._run(batch.float().div_(255))
+            shape = (batch.shape[2], batch.shape[3])
+            person, box, score = _candidates(raw, shape, self._strides, min_score)
             owners.append(torch.tensor(members, device=self._device)[person])
             boxes.append(box)
             scores.append(score)
@@ -196,30 +221,67 @@ class _Letterbox:
     """Width and height of the image."""
 
 
-def _people(raw: object, min_score: float) -> tuple[Tensor, Tensor, Tensor]:
+class _Heads(nn.Module):
+    """A detector up to the raw outputs of its heads: `(N, 3, h, w)` to boxes and logits.
+
+    The boxes are `(N, 4 * B, A)`, a distribution over B distances for each side of each anchor, and
+    the logits `(N, classes, A)`. What follows is only computed of the few anchors that see people,
+    and depends on the picture's shape, which a converted network must not.
+    """
+
+    def __init__(self, model: DetectionModel) -> None:
+        super().__init__()
+        self.model = model
+        # In training a head returns what it would make boxes of. Its layers stay in evaluation.
+        cast(nn.Sequential, model.model)[-1].training = True
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.model(pictures)
+        # Heads that need no NMS (YOLOv10, YOLO26) have, once fused, only these.
+        found = found.get("one2one", found)
+        return found["boxes"], found["scores"]
+
+
+def _candidates(
+    raw: tuple[Tensor, Tensor], shape: tuple[int, int], strides: Tensor, min_score: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Candidates above the threshold whose likeliest class is the person.
 
     This and torchvision's NMS stand in for ultralytics' `non_max_suppression`, which goes through
     the images one at a time and, when that takes long, returns nothing for those that are left.
 
     Args:
-        raw: what a `DetectionModel` returns in evaluation.
+        raw: what `_Heads` returns.
+        shape: height and width of the canvases.
+        strides: pixels for each anchor, in each of the network's levels.
         min_score: the threshold.
 
     Returns:
         For each candidate which image of the batch it is in, its box `(4,)` as `x1, y1, x2, y2` in
         canvas pixels, and its score.
     """
-    prediction = raw[0] if isinstance(raw, tuple) else raw
-    assert isinstance(prediction, Tensor)
-    if prediction.shape[-1] == 6:  # heads without NMS (YOLOv10, YOLO26): (N, 300, x1 y1 x2 y2 s c)
-        boxes, scores, classes = prediction[..., :4], prediction[..., 4], prediction[..., 5]
-    else:  # (N, cx cy w h + class scores, anchors)
-        centres, halves = prediction[:, :2].mT, prediction[:, 2:4].mT / 2
-        boxes = torch.cat((centres - halves, centres + halves), -1)
-        scores, classes = prediction[:, 4:].max(1)
-    images, candidates = ((scores >= min_score) & (classes == _PERSON)).nonzero(as_tuple=True)
-    return images, boxes[images, candidates], scores[images, candidates]
+    boxes, logits = raw
+    best, classes = logits.max(1)
+    scores = best.sigmoid()
+    images, anchors = ((scores >= min_score) & (classes == _PERSON)).nonzero(as_tuple=True)
+
+    # Anchors are the centres of each level's cells, row by row, the finest level first.
+    rows, columns = ((side / strides).ceil().long() for side in shape)
+    ends = (rows * columns).cumsum(0)
+    level = torch.bucketize(anchors, ends, right=True)
+    cell = anchors - (ends - rows * columns)[level]
+    across = columns[level]
+    centres = torch.stack((cell % across, cell // across), -1) + 0.5
+
+    # "Generalized Focal Loss" (Li et al., NeurIPS 2020): a side's distance is the mean of a
+    # distribution. YOLO26 has the distance itself.
+    bins = boxes.shape[1] // 4
+    sides = boxes[images, :, anchors].view(-1, 4, bins)
+    if bins > 1:
+        sides = sides.softmax(-1) @ torch.arange(bins, dtype=sides.dtype, device=sides.device)
+    sides = sides.view(-1, 4)
+    corners = torch.cat((centres - sides[:, :2], centres + sides[:, 2:]), -1)
+    return images, corners * strides[level, None], scores[images, anchors]
 
 
 def save_detector(model: DetectionModel, path: Path, size: int) -> None:

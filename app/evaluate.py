@@ -188,7 +188,7 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
     used: dict[str, Any] = {"boxes": asked.boxes, "flip_test": asked.flip_test}
     if asked.url is None:
         used["decode"] = "reference" if asked.as_authors else "default"
-        used |= settings.model_dump(include={"device", "detector_size", "max_people"})
+        used |= settings.model_dump(include={"device", "runtime", "detector_size", "max_people"})
     else:
         used["url"] = asked.url
     return {

@@ -19,6 +19,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 import models
+from app import cpus
 from app.api import Service, health, pose, problems
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
@@ -26,6 +27,7 @@ from app.detector import YoloDetector
 from app.engine import Engine
 from app.metrics import Metrics
 from app.pipeline import Pipeline
+from app.runtime import Runtime
 from app.settings import Settings
 from models import catalogue
 
@@ -45,10 +47,23 @@ def build_detector(settings: Settings) -> YoloDetector:
     """The detector of the settings, on its device.
 
     Raises:
-        ValueError: the device is not there, or weights are missing or damaged.
+        ValueError: the device or the runtime is not there, or weights are missing or damaged.
     """
     weights = settings.detector_weights or _DETECTOR_WEIGHTS
-    return YoloDetector.load(weights, _device(settings.device), settings.detector_size)
+    device = _device(settings.device)
+    return YoloDetector.load(weights, device, settings.detector_size, build_runtime(settings))
+
+
+def build_runtime(settings: Settings) -> Runtime:
+    """The runtime of the settings; from here on PyTorch takes no more threads than it may use.
+
+    Raises:
+        ValueError: the device is not there, or the runtime is not there or not for this device.
+    """
+    # OMP_NUM_THREADS, which PyTorch heeds, may ask for fewer than there are.
+    threads = settings.compute_threads or min(cpus.available(), torch.get_num_threads())
+    torch.set_num_threads(threads)
+    return Runtime(settings.runtime, _device(settings.device), threads)
 
 
 def build_pipeline(
@@ -71,7 +86,7 @@ def build_pipeline(
         as_authors: see `Pipeline`.
 
     Raises:
-        ValueError: the device is not there, or weights are missing or damaged.
+        ValueError: the device or the runtime is not there, or weights are missing or damaged.
     """
     device = _device(settings.device)
     detector = build_detector(settings)
@@ -85,7 +100,14 @@ def build_pipeline(
     if not calibrated:
         loaded = [model.uncalibrated() for model in loaded]
     pose_models = {model.card.name: model for model in loaded}
-    return Pipeline(detector, pose_models, device, settings.max_batch_people, metrics, as_authors)
+    runtime = build_runtime(settings)
+    runners = {
+        name: runtime(name, model.network, torch.zeros(2, 3, *reversed(model.input_size)))
+        for name, model in pose_models.items()
+    }
+    return Pipeline(
+        detector, pose_models, device, settings.max_batch_people, metrics, as_authors, runners
+    )
 
 
 def create_app(
@@ -151,8 +173,11 @@ def serve(
         The process's exit code: 0, or 1 where the engine has failed.
 
     Raises:
+        ValueError: see `build_runtime`.
         WeightsError: a pose model's weights are not on this machine.
     """
+    # Here too, since it takes no time: what is wrong is one line, before anything starts.
+    build_runtime(settings)
     for name in settings.models:
         catalogue.require(models.card(name), settings.weights_dir)
     logging.basicConfig(

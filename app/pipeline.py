@@ -22,6 +22,7 @@ from app.metrics import Metrics
 from models import reference
 from models.geometry import apply_affines, crop_regions, invert_affines
 from models.pose_model import PoseModel
+from models.runtime import Runner, TorchRunner
 from models.skeletons import Skeleton
 
 #: Joints below this score do not count in a person's score. For raw scores mmpose's and PCT's
@@ -77,6 +78,7 @@ class Pipeline:
         metrics: where stages, batches, images and persons are counted, if anywhere.
         as_authors: whether outputs become keypoints and scores by the arithmetic of the models'
             authors, see `models.reference`, whose scores have no bounds.
+        runners: what runs the pose models' networks, by name; PyTorch runs those that are not here.
     """
 
     def __init__(
@@ -87,9 +89,14 @@ class Pipeline:
         max_batch_people: int,
         metrics: Metrics | None = None,
         as_authors: bool = False,
+        runners: Mapping[str, Runner] | None = None,
     ) -> None:
         self._detector = detector
         self._pose_models = dict(pose_models)
+        self._runners: dict[str, Runner] = {
+            name: TorchRunner(model.network) for name, model in pose_models.items()
+        }
+        self._runners.update(runners or {})
         self._device = device
         self._max_batch_people = max_batch_people
         self._metrics = metrics or Metrics()
@@ -148,7 +155,7 @@ class Pipeline:
             if len(found.boxes):
                 by_model.setdefault(option.model, []).append(index)
         estimated = [
-            self._pose(self._pose_models[name], batch, members, options, people, work)
+            self._pose(name, batch, members, options, people, work)
             for name, members in by_model.items()
         ]
 
@@ -193,7 +200,7 @@ class Pipeline:
 
     def _pose(
         self,
-        model: PoseModel,
+        name: str,
         batch: ImageBatch,
         members: Sequence[int],
         options: Sequence[Options],
@@ -201,6 +208,7 @@ class Pipeline:
         work: _Work,
     ) -> Tensor:
         """Keypoints `(P, K, 3)` in image pixels of all people of these images, on the device."""
+        model = self._pose_models[name]
         counts = [len(people[index].boxes) for index in members]
         owners = torch.from_numpy(np.repeat(members, counts)).to(self._device)
         boxes = torch.from_numpy(np.concatenate([people[index].boxes for index in members]))
@@ -214,22 +222,23 @@ class Pipeline:
                 size, mean, std = model.input_size, model.mean, model.std
                 crops = crop(batch, owners[part], affines[part], size, mean, std, model.bgr)
             with work.stage("pose"):
-                keypoints = self._keypoints(model, crops, flips[part], work)
+                keypoints = self._keypoints(name, crops, flips[part], work)
             with work.stage("postprocess"):
                 points = apply_affines(invert_affines(affines[part]), keypoints[..., :2])
                 parts.append(torch.cat((points.float(), keypoints[..., 2:]), -1))
         return torch.cat(parts)
 
     def _keypoints(
-        self, model: PoseModel, crops: Tensor, flips: npt.NDArray[np.bool_], work: _Work
+        self, name: str, crops: Tensor, flips: npt.NDArray[np.bool_], work: _Work
     ) -> Tensor:
         """Keypoints `(N, K, 3)` in crop pixels, averaged with the mirrored crop's where asked."""
+        model = self._pose_models[name]
         count = len(crops)
         if flips.any():
             mirrored = torch.from_numpy(flips.nonzero()[0]).to(self._device)
             crops = torch.cat((crops, crops[mirrored].flip(-1)))
         work.batches.append(("pose", len(crops)))
-        raw = model.network(crops.to(model.dtype))
+        raw = self._runners[name](crops)
         if self.as_authors:
             keypoints = reference.decode(model, _rows(raw, slice(count)))
             if flips.any():

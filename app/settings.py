@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
+from app.runtime import Choice
 from models.catalogue import WEIGHTS_DIR
 
 
@@ -31,6 +32,13 @@ class Settings(BaseSettings):
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where the networks run: auto (the first GPU, else the CPU), cpu, cuda or cuda:N."""
+
+    runtime: Choice = "auto"
+    """What runs the networks: auto (OpenVINO on a CPU, else torch), torch or openvino."""
+
+    compute_threads: int = Field(default=0, ge=0)
+    """CPU threads that a network computes with; 0 takes as many as the process may use, by its
+    affinity and its container's quota."""
 
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=("simcc-small", "dark-small", "pct-small"), min_length=1

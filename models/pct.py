@@ -66,7 +66,7 @@ class MixerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, tokens, width)` to the same shape."""
-        mixed = self.MLP_token(self.layernorm1(x).mT).mT
+        mixed = self.MLP_token(self.layernorm1(x).transpose(-2, -1)).transpose(-2, -1)
         return cast(Tensor, x + mixed + self.MLP_channel(self.layernorm2(x + mixed)))
 
 
@@ -174,7 +174,7 @@ class Tokenizer(nn.Module):
         x = torch.where(visible[..., None] > 0, x, self.invisible_token)
         for layer in self.encoder:
             x = layer(x)
-        x = self.token_mlp(self.encoder_layer_norm(x).mT).mT
+        x = self.token_mlp(self.encoder_layer_norm(x).transpose(-2, -1)).transpose(-2, -1)
         return cast(Tensor, self.feature_embed(x))
 
     def quantise(self, features: Tensor) -> Tensor:
@@ -362,7 +362,8 @@ class PCTHead(nn.Module):
         """`(N, C, h, w)` to logits `(N, M, V)`."""
         x = self.conv_head(self.conv_trans(features))
         # Position-major, as released: all channels of the first position come first.
-        x = self.mixer_trans(x.flatten(2).mT.flatten(1)).unflatten(1, (self.tokens, -1))
+        positions = x.flatten(2).transpose(-2, -1)
+        x = self.mixer_trans(positions.flatten(1)).unflatten(1, (self.tokens, -1))
         for layer in self.mixer_head:
             x = layer(x)
         return cast(Tensor, self.cls_pred_layer(self.mixer_norm_layer(x)))

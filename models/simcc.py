@@ -268,7 +268,7 @@ class GatedAttention(nn.Module):
         expanded = nn.functional.silu(self.uv(self.ln(x)))
         gate, value, shared = expanded.tensor_split((self.expanded, 2 * self.expanded), -1)
         query, key = (shared[..., None, :] * self.gamma + self.beta).unbind(-2)
-        attention = (query @ key.mT * self._SHARED**-0.5).relu().square()
+        attention = (query @ key.transpose(-2, -1) * self._SHARED**-0.5).relu().square()
         return cast(Tensor, self.res_scale["scale"] * x + self.o(gate * (attention @ value)))
 
 

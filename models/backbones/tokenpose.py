@@ -71,7 +71,7 @@ class JointTokens(nn.Module):
         pixels = features.reshape(-1, features.shape[1], rows, height, columns, width)
         # The released order: patch by patch, each row by row, a pixel's channels together.
         patches = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        joints = self.joint_tokens.expand(len(features), -1, -1)
+        joints = self.joint_tokens.expand(features.shape[0], -1, -1)
         tokens = torch.cat((joints, self.embed(patches)), 1)
         positions = functional.pad(self.positions, (0, 0, joints.shape[1], 0))
         for block in self.blocks:

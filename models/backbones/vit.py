@@ -38,7 +38,8 @@ class _PoseViT(VisionTransformer):
     def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
         """`(N, 3, H, W)` to `[(N, C, H / 16, W / 16)]`."""
         rows, columns = self.patch_embed.grid_size
-        return [self.forward_features(x).mT.reshape(-1, self.num_features, rows, columns)]
+        features = self.forward_features(x).transpose(-2, -1)
+        return [features.reshape(-1, self.num_features, rows, columns)]
 
 
 def pose_vit(size: ViTSize, input_size: tuple[int, int]) -> tuple[nn.Module, dict[int, int]]:

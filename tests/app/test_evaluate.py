@@ -82,7 +82,7 @@ def test_the_report_says_everything_about_annotated_boxes(run: Run) -> None:
         **{"images": 1, "people": 2},
         "settings": {
             **{"boxes": "gt", "flip_test": False, "decode": "default"},
-            **{"device": "auto", "detector_size": 480, "max_people": 100},
+            **{"device": "auto", "runtime": "auto", "detector_size": 480, "max_people": 100},
         },
     }
     assert (row["name"], row["representation"]) == ("dark-small", "dark")

@@ -43,6 +43,8 @@ def test_the_environment_sets_them(monkeypatch, tmp_path):
     [
         ("port", 65_536),
         ("device", "gpu"),
+        ("runtime", "onnx"),
+        ("compute_threads", -1),
         ("models", "simcc-small,big"),
         ("models", ""),
         ("representation", "heatmap"),

@@ -1,0 +1,122 @@
+"""Networks run by OpenVINO, which takes a half to two thirds of PyTorch's time on a CPU.
+
+Nothing is written to disk, and nothing is reported: `openvino.convert_model`, which tells a server
+what it was used for, is left alone, and its parts are called directly.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import openvino
+import torch
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from openvino.preprocess import PrePostProcessor
+from torch import Tensor, nn
+
+from models.runtime import ConversionError
+
+#: Crops in one inference. What eight of them need on the way stays in the CPU's caches: 32 at once
+#: take a few percent longer. It also bounds the kernels that OpenVINO keeps, a set for each shape
+#: of a batch: where sizes differ, crops go one at a time, which takes a detector no longer.
+_AT_ONCE = 8
+#: How much an output may differ from PyTorch's, relative to its largest value.
+_TOLERANCE = 1e-3
+
+
+class OpenVinoRunner:
+    """A network that was converted once, in float32: a `Runner`, to be used by one thread.
+
+    Args:
+        network: ready for inference on the CPU, in float32 and without gradients. Later changes of
+            its weights are not seen.
+        example: `(N, 3, H, W)` float32, N from 2: a batch of the kind that it will run.
+        any_size: whether height and width may be others than the example's.
+        threads: how many compute.
+
+    Raises:
+        ConversionError: OpenVINO does not know all of the network's operations, or gives other
+            answers than PyTorch.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor, any_size: bool, threads: int) -> None:
+        height, width = (-1, -1) if any_size else example.shape[2:]
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            # Pinned threads could not make way for those that decode images, nor for a second
+            # process, whose threads would be pinned to the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            model = _converted(network, example)
+            model.reshape([-1, 3, height, width])
+            steps = PrePostProcessor(model)
+            # Colours innermost, as crops come, so that nothing is copied on the way in.
+            steps.input().tensor().set_layout(openvino.Layout("NHWC"))
+            steps.input().model().set_layout(openvino.Layout("NCHW"))
+            compiled = openvino.Core().compile_model(steps.build(), "CPU", settings)
+        # Its exceptions, and those of tracing, have no base of their own.
+        except Exception as error:
+            raise ConversionError(_first_line(error)) from error
+        self._request = compiled.create_infer_request()
+        self._outputs = len(compiled.outputs)
+        self._at_once = 1 if any_size else _AT_ONCE
+        self._several = True
+        self._compare(network, example, any_size)
+
+    def __call__(self, crops: Tensor) -> Any:
+        """Run the network: see `Runner`."""
+        pixels = crops.permute(0, 2, 3, 1).contiguous()
+        starts = range(0, len(pixels), self._at_once)
+        parts = [self._infer(pixels[start : start + self._at_once]) for start in starts]
+        outputs = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+        return outputs if self._several else outputs[0]
+
+    def _infer(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        found = self._request.infer({0: pixels.numpy()}, share_inputs=True)
+        return tuple(torch.from_numpy(found[index]) for index in range(self._outputs))
+
+    @torch.inference_mode()
+    def _compare(self, network: nn.Module, example: Tensor, any_size: bool) -> None:
+        """Ask both about a batch of another size than the example's, which tracing may have fixed.
+
+        Raises:
+            ConversionError: the answers differ.
+        """
+        count, colours, height, width = example.shape
+        shape = (count + 1, colours, *((width, height) if any_size else (height, width)))
+        crops = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        crops = crops.contiguous(memory_format=torch.channels_last)
+        expected = network(crops)
+        self._several = isinstance(expected, tuple)
+        try:
+            found = self(crops)
+        except RuntimeError as error:
+            raise ConversionError(_first_line(error)) from error
+        pairs = zip(found, expected, strict=True) if self._several else [(found, expected)]
+        for ours, theirs in pairs:
+            limit = _TOLERANCE * theirs.abs().max().clamp_min(1e-6)
+            if ours.shape != theirs.shape or not ((ours - theirs).abs() <= limit).all():
+                raise ConversionError("OpenVINO's answers are not those of PyTorch")
+
+
+def _converted(network: nn.Module, example: Tensor) -> openvino.Model:
+    with warnings.catch_warnings(), torch.no_grad():
+        # PyTorch's about tracing, which OpenVINO still reads best.
+        warnings.simplefilter("ignore")
+        # A function, since of a module PyTorch first inspects every part, which takes longer than
+        # tracing it.
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            lambda crops: network(crops), example, check_trace=False
+        )
+        decoder = TorchScriptPythonDecoder(traced)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    return frontend.convert(frontend.load(decoder))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

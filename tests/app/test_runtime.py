@@ -1,0 +1,139 @@
+"""Networks run on what the setting and the device say, with the same answers everywhere."""
+
+import logging
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from app.cli import main
+from app.main import build_pipeline, build_runtime
+from app.metrics import Metrics
+from app.pipeline import Options
+from app.runtime import Runtime
+from app.settings import Settings
+from models.openvino_runtime import OpenVinoRunner
+from models.runtime import TorchRunner
+from tests.photos import BUS, ZIDANE
+
+CPU = torch.device("cpu")
+NAMES = Settings.model_fields["models"].default
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    """The service's pipeline on each runtime."""
+    return {
+        runtime: build_pipeline(Settings(runtime=runtime), Metrics())
+        for runtime in ("torch", "openvino")
+    }
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """The sample photos, and one of them in other shapes."""
+    bus, zidane = (cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) for path in (BUS, ZIDANE))
+    return [bus, zidane, np.ascontiguousarray(bus[200:900]), cv2.resize(zidane, (300, 400))]
+
+
+def assert_same(ours, theirs):
+    assert len(ours.scores) == len(theirs.scores)
+    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.5)
+    np.testing.assert_allclose(ours.keypoints[..., :2], theirs.keypoints[..., :2], atol=0.5)
+    np.testing.assert_allclose(ours.keypoints[..., 2], theirs.keypoints[..., 2], atol=0.01)
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_runtimes_find_the_same_people(pipelines, photos, name):
+    options = [Options(name)] * len(photos)
+    expected = pipelines["torch"](photos, options)
+    assert sum(len(poses.scores) for poses in expected) >= 6
+    for ours, theirs in zip(pipelines["openvino"](photos, options), expected, strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_runtimes_agree_on_a_mirrored_crowd(pipelines, photos, name):
+    box = np.array([52, 396, 246, 902], np.float32)
+    crowd = box + np.random.default_rng(0).uniform(-20, 20, (9, 4)).astype(np.float32)
+    options = [Options(name, boxes=crowd, flip_test=True)]
+    found, expected = (pipelines[key](photos[:1], options) for key in ("openvino", "torch"))
+    assert_same(found[0], expected[0])
+
+
+EXAMPLE = torch.zeros(2, 3, 4, 4)
+
+
+class Unheard(nn.Module):
+    """An operation that OpenVINO does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def forward(self, crops):
+        return torch.linalg.svdvals(crops) * self.weight
+
+
+def test_auto_takes_openvino_on_a_cpu_where_it_can(caplog):
+    auto, layer = Runtime("auto", CPU), nn.Conv2d(3, 2, 1).requires_grad_(False)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(auto("layer", layer, EXAMPLE), OpenVinoRunner)
+        assert caplog.records == []
+        assert isinstance(auto("svd-small", Unheard(), EXAMPLE), TorchRunner)
+    [record] = caplog.records
+    assert record.getMessage().startswith("svd-small runs on torch, because OpenVINO cannot")
+    assert "\n" not in record.getMessage()
+    assert isinstance(Runtime("torch", CPU)("layer", layer, EXAMPLE), TorchRunner)
+    gpu = Runtime("auto", torch.device("cuda"))
+    assert isinstance(gpu("layer", layer, EXAMPLE), TorchRunner)
+
+
+def test_openvino_or_nothing():
+    with pytest.raises(ValueError, match=r"POSE_RUNTIME=openvino cannot run svd-small: [^\n]+$"):
+        Runtime("openvino", CPU)("svd-small", Unheard(), EXAMPLE)
+    with pytest.raises(ValueError, match=r"on the CPU, not on cuda:0: accepted .* auto and torch"):
+        Runtime("openvino", torch.device("cuda:0"))
+
+
+def test_without_openvino_auto_goes_on(caplog, monkeypatch):
+    for name in ("openvino", "models.openvino_runtime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    layer = nn.Conv2d(3, 2, 1)
+    assert isinstance(Runtime("auto", CPU)("layer", layer, EXAMPLE), TorchRunner)
+    assert "layer runs on torch" in caplog.text
+    monkeypatch.setattr("app.runtime.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="openvino is not installed"):
+        Runtime("openvino", CPU)
+
+
+def test_a_service_whose_runtime_is_missing_does_not_start(monkeypatch, capsys):
+    monkeypatch.setenv("POSE_RUNTIME", "openvino")
+    monkeypatch.setattr("app.runtime.find_spec", lambda _: None)
+    assert main(["serve", "--port", "0"]) == 2
+    assert capsys.readouterr().err == (
+        "posemux: POSE_RUNTIME=openvino, but openvino is not installed\n"
+    )
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.get_num_threads
+    torch.set_num_threads(before)
+
+
+def test_networks_take_no_more_threads_than_there_are(threads, monkeypatch):
+    torch.set_num_threads(7)
+    monkeypatch.setattr("app.main.cpus.available", lambda: 3)
+    build_runtime(Settings())
+    assert threads() == 3
+    monkeypatch.setattr("app.main.cpus.available", lambda: 5)
+    build_runtime(Settings())
+    assert threads() == 3
+    build_runtime(Settings(compute_threads=4))
+    assert threads() == 4
