@@ -86,15 +86,24 @@ class Load:
         return dict(Counter(answer.status for answer in self.answers if not answer.good))
 
 
-#: What a run sends, and where to: one URL and one body for each request.
-Requests = Iterator[tuple[str, bytes]]
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent, and where to."""
+
+    url: str
+    body: bytes
+    media_type: str = "application/octet-stream"
+
+
+#: What a run sends, one after another.
+Requests = Iterator[Request]
 #: Called with each answer.
 Watch = Callable[[Answer], object]
 
 
 def in_turn(urls: Sequence[str], photos: Sequence[bytes]) -> Requests:
     """Every photo to every URL, over and over."""
-    return cycle([(url, photo) for photo in photos for url in urls])
+    return cycle([Request(url, photo) for photo in photos for url in urls])
 
 
 def percentiles(latencies: Seconds) -> tuple[float | None, float | None, float | None]:
@@ -140,7 +149,7 @@ async def closed_loop(
                 sent = time.perf_counter()
                 if sent - begin >= seconds:
                     break
-                answer = await _send(http, *next(requests), sent)
+                answer = await _send(http, next(requests), sent)
                 answers.append(answer)
                 if watch is not None:
                     watch(answer)
@@ -160,7 +169,7 @@ async def open_loop(requests: Requests, moments: Seconds, watch: Watch | None = 
         async def stranger(moment: float) -> Answer:
             due = begin + moment
             await asyncio.sleep(due - time.perf_counter())
-            answer = await _send(http, *next(requests), due)
+            answer = await _send(http, next(requests), due)
             if watch is not None:
                 watch(answer)
             return answer
@@ -180,10 +189,10 @@ async def _measured(
         return Load(answers, time.perf_counter() - begin, time.process_time() - cpu)
 
 
-async def _send(http: aiohttp.ClientSession, url: str, photo: bytes, begin: float) -> Answer:
+async def _send(http: aiohttp.ClientSession, request: Request, begin: float) -> Answer:
     try:
-        headers = {"Content-Type": "application/octet-stream"}
-        async with http.post(url, data=photo, headers=headers) as response:
+        headers = {"Content-Type": request.media_type}
+        async with http.post(request.url, data=request.body, headers=headers) as response:
             body = await response.read()
     except TimeoutError:
         return Answer("timeout", time.perf_counter() - begin)

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -93,12 +94,14 @@ class Child:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        own = self.processes if self._process.poll() is None else []
         self._process.terminate()
-        try:
-            self._process.wait(self._grace)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        psutil.wait_procs(own, self._grace)
+        for process in own:
+            # What has gone meanwhile is not there to be killed.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream is not None:
                 stream.close()
@@ -201,6 +204,7 @@ class Bare(Child):
             **{"seconds": seconds, "warm_up": warm_up},
         }
         assert self._process.stdin is not None
+        self.check()
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         found: dict[str, Any] = self._answer()

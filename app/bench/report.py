@@ -22,7 +22,10 @@ from app.main import posemux_version
 from app.settings import Settings
 
 _STAGES = ("decode", "queue", "detect", "crop", "pose", "postprocess", "total")
-_PACKAGES = ("torch", "openvino", "onnxruntime", "opencv-python", "numpy", "uvicorn", "aiohttp")
+_PACKAGES = (
+    *("torch", "openvino", "onnxruntime", "opencv-python", "numpy", "ultralytics"),
+    *("fastapi", "uvicorn", "uvloop", "httptools", "aiohttp", "litserve", "ray"),
+)
 
 
 @dataclass(frozen=True, slots=True)
