@@ -183,6 +183,8 @@ def _bench(options: argparse.Namespace) -> int:
     seconds = options.duration or (2.0 if quick else 5.0)
     if options.soak is not None and (options.url is not None or options.rate):
         raise UsageError("--soak watches a service of its own: it takes neither --url nor --rate")
+    if options.soak is not None and len(options.concurrency or ()) > 1:
+        raise UsageError("--soak takes a single --concurrency")
     if options.images is not None:
         pictures = [photos.own(options.images)]
     else:

@@ -125,7 +125,8 @@ def write_detectors(folder: Path, settings: Settings) -> None:
     size = {"imgsz": settings.detector_size, "conf": settings.min_score, "iou": SAME_PERSON}
     (folder / "detector.json").write_text(json.dumps(size))
     wrapped = YOLO("yolo11n.yaml", task="detect")
-    detector.args = wrapped.model.args
+    for name in ("args", "task"):
+        setattr(detector, name, getattr(wrapped.model, name))
     wrapped.model = detector
     for yolo, name in (
         (wrapped, "detector"),

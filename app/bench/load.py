@@ -135,8 +135,8 @@ async def closed_loop(
     Args:
         requests: what is sent.
         concurrency: how many clients there are.
-        seconds: nothing is sent after so long.
-        most: nor after so many requests.
+        seconds: nothing is sent after so long, but for each client's first request.
+        most: nothing is sent after so many requests.
         watch: called with each answer.
     """
     turns = islice(count(), most)
@@ -146,13 +146,12 @@ async def closed_loop(
 
         async def client() -> None:
             for _ in turns:
-                sent = time.perf_counter()
-                if sent - begin >= seconds:
-                    break
-                answer = await _send(http, next(requests), sent)
+                answer = await _send(http, next(requests), time.perf_counter())
                 answers.append(answer)
                 if watch is not None:
                     watch(answer)
+                if time.perf_counter() - begin >= seconds:
+                    break
                 if not answer.good:
                     await asyncio.sleep(_AFTER_ERROR)
 

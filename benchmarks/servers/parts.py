@@ -120,12 +120,13 @@ def estimate_batch(
 
 def answer(boxes: Floats, keypoints: Floats) -> dict[str, Any]:
     """A body like posemux's."""
+    joints = keypoints.reshape(len(keypoints), 3 * keypoints.shape[1])
     return {
         "predictions": [
-            {"bbox": box, "keypoints": joints}
-            for box, joints in zip(
-                boxes.round(2).tolist(),
-                keypoints.reshape(len(keypoints), -1).round(2).tolist(),
+            {"bbox": box, "keypoints": row}
+            for box, row in zip(
+                boxes.astype(np.float64).round(2).tolist(),
+                joints.astype(np.float64).round(2).tolist(),
                 strict=True,
             )
         ]

@@ -75,7 +75,7 @@ def test_an_open_loop_does_not_wait_for_answers(served: str, running: Running) -
         requests = in_turn([f"{served}/pose"], [PHOTO])
         loop = asyncio.create_task(open_loop(requests, np.zeros(10), answered.append))
         # Nobody has been answered, and all are there.
-        await asyncio.to_thread(running.until, lambda: running.engine.queue_depth >= 9)
+        await asyncio.to_thread(running.until, lambda: running.engine.in_flight == 10)
         assert not answered
         running.pipeline.go.set()
         return await loop
