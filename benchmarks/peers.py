@@ -259,35 +259,56 @@ def measure(target: Target, seconds: float) -> Turn:
 
 def turns(
     names: Sequence[str], runs: int, seconds: float, folder: Path, settings: Settings
-) -> list[dict[str, Any]]:
-    """All turns of all runs: each peer's name, its own turn, and posemux's just before it."""
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Measure all servers in all runs.
+
+    Returns:
+        Each peer's name, its own turn, and posemux's just before it; and why which peers failed,
+        which are left alone from then on.
+    """
     measured = []
+    failed: dict[str, str] = {}
     expected = None
     photo, boxes = crowd(5)
     with tqdm(total=2 * len(names) * runs, unit="server", disable=None) as bar:
         for run in range(runs):
             for name in names:
-                pair = []
-                for peer in (None, PEERS[name]):
-                    bar.set_description(f"run {run + 1}, {'posemux' if peer is None else name}")
-                    with start(peer, folder, settings) as served:
-                        target = Target(served, peer)
-                        if expected is None:
-                            expected = target.predictions(photo, boxes)
+                if name in failed:
+                    bar.update(2)
+                    continue
+                bar.set_description(f"run {run + 1}, posemux")
+                with start(None, folder, settings) as served:
+                    target = Target(served, None)
+                    expected = expected or target.predictions(photo, boxes)
+                    check(target, expected)
+                    ours = measure(target, seconds)
+                bar.update()
+                bar.set_description(f"run {run + 1}, {name}")
+                try:
+                    with start(PEERS[name], folder, settings) as served:
+                        target = Target(served, PEERS[name])
                         check(target, expected)
-                        pair.append(measure(target, seconds))
-                    bar.update()
-                measured.append(
-                    {"run": run, "peer": name, "posemux": asdict(pair[0]), "turn": asdict(pair[1])}
-                )
-    return measured
+                        theirs = measure(target, seconds)
+                except (processes.ProcessError, OSError) as error:
+                    failed[name] = str(error)
+                else:
+                    entry = {"run": run, "peer": name}
+                    measured.append({**entry, "posemux": asdict(ours), "turn": asdict(theirs)})
+                bar.update()
+    return measured, failed
 
 
 # ----------------------------------------------------------------------------------------- report
 
 
-def markdown(measured: Sequence[dict[str, Any]], told: str) -> str:
-    """Medians over the runs, and of each peer's ratios to the posemux just before it."""
+def markdown(measured: Sequence[dict[str, Any]], told: str, failed: dict[str, str]) -> str:
+    """Medians over the runs, and of each peer's ratios to the posemux just before it.
+
+    Args:
+        measured: of `turns`, not empty.
+        told: a sentence on the machine.
+        failed: of `turns`.
+    """
     names = list(dict.fromkeys(entry["peer"] for entry in measured))
     speed, growth = [], []
     ours = [entry["posemux"] for entry in measured]
@@ -312,11 +333,13 @@ def markdown(measured: Sequence[dict[str, Any]], told: str) -> str:
             f"Medians of {runs} runs; ratios (least to most) to the posemux just before.",
             report.table((*titles, "people/s, posemux by it", "p50, it by posemux"), speed),
             "Milliseconds for an image whose boxes are brought along, one at a time:",
-            report.table(("server", *(f"{n} people" for n in CROWDS), *_SLOPES), growth),
+            report.table(("server", *_CROWDS, *_SLOPES), growth),
+            *(f"Not measured: {name}, since {why}." for name, why in failed.items()),
         ]
     )
 
 
+_CROWDS = tuple("1 person" if people == 1 else f"{people} people" for people in CROWDS)
 _SLOPES = tuple(f"ms/person, {a} to {b}" for a, b in pairwise(CROWDS))
 
 
@@ -352,13 +375,17 @@ def main() -> None:
         write_network(Path(folder))
         write_detectors(Path(folder), settings)
         try:
-            measured = turns(options.only, options.runs, options.duration, Path(folder), settings)
+            measured, failed = turns(
+                options.only, options.runs, options.duration, Path(folder), settings
+            )
         except processes.ProcessError as error:
             sys.exit(f"peers: {error}")
+    if not measured:
+        sys.exit(f"peers: {'; '.join(failed.values())}")
     options.out.mkdir(parents=True, exist_ok=True)
-    content = {"hardware": machine, "versions": packages, "turns": measured}
+    content = {"hardware": machine, "versions": packages, "turns": measured, "failed": failed}
     (options.out / "peers.json").write_text(json.dumps(content, indent=2) + "\n")
-    text = markdown(measured, report.about(machine, packages))
+    text = markdown(measured, report.about(machine, packages), failed)
     (options.out / "peers.md").write_text(text + "\n")
     print(text)
 

@@ -24,8 +24,9 @@ def test_ratios_are_of_the_same_run_and_medians_over_the_runs() -> None:
         *(entry(1, "loop", 200, 80), entry(1, "yolo-pose", 210, 200)),
         *(entry(2, "loop", 100, 50), entry(2, "yolo-pose", 100, 100)),
     ]
-    told = markdown(measured, "A machine.").splitlines()
+    told = markdown(measured, "A machine.", {"ray": "it broke"}).splitlines()
     assert told[0] == "A machine."
+    assert told[-1] == "Not measured: ray, since it broke."
     [ours] = [line for line in told if line.startswith("| posemux | 105.0")]
     assert ours == "| posemux | 105.0 | 20.0 | 1.00 | 1.00 |"
     [loop] = [line for line in told if "one person at a time | 50.0" in line]

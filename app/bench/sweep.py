@@ -221,7 +221,7 @@ def summarise(
         **about,
         images_per_second=load.images_per_second,
         people_per_second=load.people_per_second,
-        people_per_image=load.people_per_second / load.images_per_second if good else None,
+        people_per_image=sum(answer.people for answer in good) / len(good) if good else None,
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
