@@ -174,7 +174,7 @@ def _memory(soak: Soak) -> str:
     return (
         table(("requests", "memory MB", "open files", "threads"), cells, names=0)
         + f"\n\n{'Flat' if soak.flat else 'NOT flat'}, in {soak.seconds:.0f} s; errors: {errors}. "
-        f"The rule is {soak.rule}."
+        f"Here {soak.rule}."
     )
 
 
