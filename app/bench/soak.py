@@ -24,8 +24,8 @@ _SAME_FILES = 2
 
 #: The rule, for people.
 RULE = (
-    "flat means that the median of the last fifth of the samples exceeds that of the second fifth by no more "
-    f"than {_SAME_MEMORY:.0%} of memory, {_SAME_FILES} open files, and no thread"
+    "flat means that the median of the last fifth of the samples exceeds that of the second fifth "
+    f"by no more than {_SAME_MEMORY:.0%} of memory, {_SAME_FILES} open files, and no thread"
 )
 
 
