@@ -1,9 +1,10 @@
-"""The command line: `posemux serve | predict | evaluate | calibrate | train | models`."""
+"""The command line: `posemux serve | predict | evaluate | calibrate | train | bench | models`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ModuleNotFoundError as error:
         print(
-            f"posemux: {error.name} is not installed: pip install 'posemux[eval,export,train]'",
+            f"posemux: {error.name} is not installed: "
+            "pip install 'posemux[bench,eval,export,train]'",
             file=sys.stderr,
         )
         return 2
@@ -169,6 +171,60 @@ def _train(options: argparse.Namespace) -> int:
             workers = (os.cpu_count() or 1) // options.devices if device == "cuda" else 0
         weights = train_pose(recipe, options.data, options.runs, device, workers, options.devices)
     print(f"trained: {weights}, sha256 {downloads.sha256(weights)}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from app.bench import photos, report, soak, sweep
+    from app.bench.processes import ProcessError
+
+    quick = options.quick
+    settings = Settings()
+    seconds = options.duration or (2.0 if quick else 5.0)
+    if options.soak is not None and (options.url is not None or options.rate):
+        raise UsageError("--soak watches a service of its own: it takes neither --url nor --rate")
+    if options.soak is not None and len(options.concurrency or ()) > 1:
+        raise UsageError("--soak takes a single --concurrency")
+    if options.images is not None:
+        pictures = [photos.own(options.images)]
+    else:
+        people = options.people or ((5,) if quick else (1, 5) if options.soak else (1, 5, 20))
+        pictures = photos.write_crowds(tuple(people), options.out / "photos")
+    representations = options.representation
+    if representations is None and quick:
+        representations = [settings.representation]
+    rows, soaked = [], None
+    try:
+        if options.soak is not None:
+            [concurrency] = options.concurrency or (8,)
+            loaded = dict.fromkeys(models.card(name).representation for name in settings.models)
+            named = representations or list(loaded)
+            soaked = soak.run(pictures, named, concurrency, options.soak, settings)
+        else:
+            otherwise = () if options.rate else (1, 8) if quick else (1, 2, 4, 8, 16)
+            asked = sweep.Sweep(
+                pictures,
+                representations,
+                concurrencies=options.concurrency or otherwise,
+                rates=options.rate,
+                seconds=seconds,
+                warm_up=seconds / 5,
+                seed=options.seed,
+                url=options.url,
+            )
+            rows = sweep.run(asked, settings)
+    except ProcessError as error:
+        raise UsageError(str(error)) from error
+    measured = report.Report(
+        command=" ".join(["posemux", *sys.argv[1:]]),
+        hardware=report.hardware(),
+        versions=report.versions(),
+        settings=None if options.url else report.settings_of(settings),
+        rows=rows,
+        soak=soaked,
+    )
+    report.write(measured, options.out)
+    print(report.markdown(measured))
     return 0
 
 
@@ -391,6 +447,54 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
+    bench = commands.add_parser(
+        "bench", help="how fast a service is, and how much of the bare pipeline's speed is left"
+    )
+    bench.add_argument(
+        "--url", help="a running service, such as http://localhost:8000 (an own one)"
+    )
+    bench.add_argument(
+        "--representation",
+        nargs="+",
+        choices=models.REPRESENTATIONS,
+        metavar="R",
+        help="which ones (all that are loaded)",
+    )
+    sent = bench.add_mutually_exclusive_group()
+    sent.add_argument(
+        "--people", nargs="+", type=_count, metavar="N", help="people in a photo (1 5 20)"
+    )
+    sent.add_argument("--images", type=Path, metavar="DIR", help="send the images of this folder")
+    bench.add_argument(
+        "--concurrency",
+        nargs="+",
+        type=_count,
+        metavar="N",
+        help="closed loops: requests under way (1 2 4 8 16, none with --rate)",
+    )
+    bench.add_argument(
+        "--rate",
+        nargs="+",
+        type=_positive,
+        default=(),
+        metavar="R",
+        help="open loops: images a second, at random moments",
+    )
+    bench.add_argument(
+        "--duration", type=_positive, metavar="SECONDS", help="how long each is measured (5)"
+    )
+    bench.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
+    bench.add_argument(
+        "--quick", action="store_true", help="2 s each of 5 people at 1 and 8, one representation"
+    )
+    bench.add_argument(
+        "--soak", type=_count, metavar="REQUESTS", help="watch an own service's memory instead"
+    )
+    bench.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="(runs/bench)"
+    )
+    bench.set_defaults(run=_bench)
+
     catalogued = commands.add_parser("models", help="the pose models that posemux knows")
     catalogued.set_defaults(run=_list_models)
     verbs = catalogued.add_subparsers(metavar="list | fetch | verify | convert | export")
@@ -433,6 +537,14 @@ def _count(text: str) -> int:
     """An argument that counts something: 1 or more."""
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def _positive(text: str) -> float:
+    """An argument that is a number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
         raise ValueError
     return number
 

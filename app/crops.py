@@ -1,4 +1,4 @@
-"""Images on the device, and what networks see of them: letterboxes and crops."""
+"""Images on the device, and the crops that pose networks see of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.crops import RGB, cut_out, letterbox, warp_out
+from models.crops import RGB, cut_out, warp_out
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -86,47 +86,3 @@ def crop(
     heights, widths, starts = images.layout[owners.to(device)].unbind(-1)
     affines = affines.to(device)
     return cut_out(images.pixels, heights, widths, starts, affines, size, mean, std, bgr)
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """Where an image lies on the canvas that a detector sees: resized, with grey around it."""
-
-    canvas: tuple[int, int]
-    """The canvas' width and height, multiples of the detector's stride."""
-    corner: tuple[int, int]
-    """Left and top of the image on the canvas."""
-    size: tuple[int, int]
-    """The image's width and height on the canvas."""
-
-    @classmethod
-    def of(cls, shape: tuple[int, int], longer_side: int, stride: int) -> Frame:
-        """The frame of an image of that height and width, as ultralytics' prediction makes it."""
-        ratio = longer_side / max(shape)
-        # At least one pixel: pictures may be as thin as a line.
-        height, width = (max(round(side * ratio), 1) for side in shape)
-        left, top = -width % stride // 2, -height % stride // 2
-        canvas = (width + -width % stride, height + -height % stride)
-        return cls(canvas, (left, top), (width, height))
-
-
-def letterboxes(
-    images: ImageBatch, members: Sequence[int], frames: Sequence[Frame], grey: int
-) -> Tensor:
-    """Resize several images into canvases of one size.
-
-    Args:
-        images: the images.
-        members: which of them.
-        frames: of each member, all with the same canvas.
-        grey: what is around the images.
-
-    Returns:
-        `(N, 3, height, width)` float32, grey levels of 0 to 255.
-    """
-    rows = [
-        (index, *frame.corner, *frame.size) for index, frame in zip(members, frames, strict=True)
-    ]
-    table = to_device(np.array(rows, np.int64), images.pixels.device)
-    heights, widths, starts = images.layout[table[:, 0]].unbind(-1)
-    return letterbox(images.pixels, heights, widths, starts, table[:, 1:], frames[0].canvas, grey)

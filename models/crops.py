@@ -72,60 +72,6 @@ def cut_out(
     return crops.view(people, height, width, 3).permute(0, 3, 1, 2)
 
 
-def letterbox(
-    pixels: Tensor,
-    heights: Tensor,
-    widths: Tensor,
-    starts: Tensor,
-    frames: Tensor,
-    size: tuple[int, int],
-    grey: int,
-) -> Tensor:
-    """Images resized into one part each of equally large grey canvases, exactly bilinear.
-
-    What `cv2.resize` and PyTorch's `interpolate` without antialiasing do, for images of any sizes
-    at once; both round to whole grey levels where this does not.
-
-    Args:
-        pixels: `(pixels of all images, 3)` uint8, image after image, row by row.
-        heights: `(N,)` int64, each image's height.
-        widths: `(N,)` int64, its width.
-        starts: `(N,)` int64, its first row in `pixels`.
-        frames: `(N, 4)` int64, the part of the canvas that it fills: left, top, width, height.
-        size: width and height of a canvas.
-        grey: what is around that part.
-
-    Returns:
-        `(N, 3, height, width)` float32, grey levels of 0 to 255.
-    """
-    left, top, across, down = frames.unbind(-1)
-    columns, x = _stretched(left, across, widths, size[0])
-    rows, y = _stretched(top, down, heights, size[1])
-    images = _blend(pixels, widths, starts, _neighbours(x, widths), _neighbours(y, heights))
-    inside = rows[:, :, None, None] & columns[:, None, :, None]
-    canvases = torch.where(inside, images.view(len(frames), size[1], size[0], 3), grey)
-    return canvases.permute(0, 3, 1, 2)
-
-
-def _stretched(first: Tensor, count: Tensor, limits: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Of `size` canvas pixels along one axis, which show an image `(N,)`, and which part of it.
-
-    Args:
-        first: `(N,)` the first of them.
-        count: `(N,)` how many they are.
-        limits: `(N,)` pixels of the image along that axis.
-        size: pixels of the canvas along that axis.
-
-    Returns:
-        `(N, size)` bool, and positions `(N, size)` float64 in image pixels, none beyond its edge.
-    """
-    index = torch.arange(size, device=first.device) - first[:, None]
-    # Edges lie on edges: half a pixel before the first centre.
-    positions = (index + 0.5) * (limits.double() / count)[:, None] - 0.5
-    inside = (index >= 0) & (index < count[:, None])
-    return inside, positions.clamp_min(0).minimum((limits - 1)[:, None].double())
-
-
 def _blend(
     pixels: Tensor,
     widths: Tensor,

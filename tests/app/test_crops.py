@@ -4,10 +4,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import interpolate, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from app.crops import Frame, ImageBatch, crop, letterboxes
+from app.crops import ImageBatch, crop
 from models.crops import cut_out, warp_out
 from models.geometry import apply_affines, crop_affines, invert_affines
 
@@ -147,38 +146,6 @@ def test_points_come_back_to_where_they_were_cut_from():
     np.testing.assert_allclose(back[0, 0], (37, 61), atol=0.5)
 
 
-def test_a_frame_is_the_letterbox_of_ultralytics():
-    assert Frame.of((480, 640), 480, 32) == Frame((480, 384), (0, 12), (480, 360))
-    assert Frame.of((1080, 810), 480, 32) == Frame((384, 480), (12, 0), (360, 480))
-    assert Frame.of((1, 3000), 480, 32) == Frame((480, 32), (0, 15), (480, 1))
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        [(270, 480), (90, 160), (540, 960), (36, 64)],
-        [(1080, 810), (400, 300)],
-        [(64, 64)],
-        [(333, 77)],
-        [(1, 300), (2, 600)],
-        [(1, 1)],
-    ],
-)
-def test_letterboxes_of_all_sizes_are_those_of_each_alone(shapes):
-    images = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
-    frames = [Frame.of(shape, 160, 32) for shape in shapes]
-    batch = ImageBatch.upload([picture(5, 7), *images], CPU)
-    found = letterboxes(batch, range(1, len(batch.shapes)), frames, 114)
-    for canvas, image, frame in zip(found, images, frames, strict=True):
-        # As the detector does it one by one; it rounds to whole grey levels.
-        (width, height), (left, top) = frame.size, frame.corner
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].double()
-        resized = interpolate(pixels, (height, width), mode="bilinear")[0]
-        right, below = frame.canvas[0] - left - width, frame.canvas[1] - top - height
-        expected = pad(resized, (left, right, top, below), value=114)
-        torch.testing.assert_close(canvas.double(), expected, atol=1e-3, rtol=0)
-
-
 class Uploads(TorchDispatchMode):
     """Counts the tensors that are made of Python numbers or lists."""
 
@@ -209,17 +176,6 @@ def test_crops_are_the_same_on_cuda():
     owners = torch.tensor([0, 1])
     here, there = (
         crop(ImageBatch.upload(images, device), owners, affines, (48, 64), **GREY_LEVELS).cpu()
-        for device in (CPU, torch.device("cuda"))
-    )
-    torch.testing.assert_close(here, there, atol=1e-2, rtol=0)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_letterboxes_are_the_same_on_cuda():
-    images = [picture(90, 160, 1), picture(36, 64, 2)]
-    frames = [Frame.of(image.shape[:2], 160, 32) for image in images]
-    here, there = (
-        letterboxes(ImageBatch.upload(images, device), [0, 1], frames, 114).cpu()
         for device in (CPU, torch.device("cuda"))
     )
     torch.testing.assert_close(here, there, atol=1e-2, rtol=0)

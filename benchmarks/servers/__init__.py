@@ -1,0 +1,1 @@
+"""What users would pick in place of posemux, as small servers of the same models."""
