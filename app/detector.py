@@ -127,34 +127,15 @@ class YoloDetector:
         """Load a detector.
 
         Args:
-            path: a `.safetensors` file as `save_detector` writes it, or a `.pt` of ultralytics such
-                as `yolo11n.pt`. A `.pt` is a pickle, which can run any code when it is opened: only
-                ever pass one that the operator chose.
+            path: see `read_detector`.
             device: where it will compute.
             size: the longer side in pixels, a multiple of 32.
             runtime: makes what runs the network; PyTorch if left out.
 
         Raises:
-            ValueError: the file is missing, damaged, or not a detector.
+            ValueError: see `read_detector`, or for the size.
         """
-        if not path.is_file():
-            raise ValueError(f"{path}: no such detector file")
-        if path.suffix == ".pt":
-            model, _ = load_checkpoint(path, device)  # type: ignore[no-untyped-call]
-            if not isinstance(model, DetectionModel):
-                raise ValueError(f"{path} holds a {type(model).__name__}, not a DetectionModel")
-            return cls(model, device, size, runtime)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            model = DetectionModel(  # type: ignore[no-untyped-call]
-                metadata["architecture"], nc=int(metadata["classes"]), verbose=False
-            )
-            model.load_state_dict(tensors)
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a detector of this service: {error}") from error
-        return cls(model, device, size, runtime)
+        return cls(read_detector(path), device, size, runtime)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image], min_score: float) -> list[Detections]:
@@ -282,6 +263,37 @@ def _candidates(
     sides = sides.view(-1, 4)
     corners = torch.cat((centres - sides[:, :2], centres + sides[:, 2:]), -1)
     return images, corners * strides[level, None], scores[images, anchors]
+
+
+def read_detector(path: Path) -> DetectionModel:
+    """Read a detector's network, on the CPU.
+
+    Args:
+        path: a `.safetensors` file as `save_detector` writes it, or a `.pt` of ultralytics such as
+            `yolo11n.pt`. A `.pt` is a pickle, which can run any code when it is opened: only ever
+            pass one that the operator chose.
+
+    Raises:
+        ValueError: the file is missing, damaged, or not a detector.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such detector file")
+    if path.suffix == ".pt":
+        model, _ = load_checkpoint(path, torch.device("cpu"))  # type: ignore[no-untyped-call]
+        if not isinstance(model, DetectionModel):
+            raise ValueError(f"{path} holds a {type(model).__name__}, not a DetectionModel")
+        return model
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        model = DetectionModel(  # type: ignore[no-untyped-call]
+            metadata["architecture"], nc=int(metadata["classes"]), verbose=False
+        )
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a detector of this service: {error}") from error
+    return model
 
 
 def save_detector(model: DetectionModel, path: Path, size: int) -> None:

@@ -33,7 +33,7 @@ from models import catalogue
 
 _logger = logging.getLogger(__name__)
 
-_DETECTOR_WEIGHTS = catalogue.WEIGHTS / "person-detector.safetensors"
+BUNDLED_DETECTOR = catalogue.WEIGHTS / "person-detector.safetensors"
 #: What was answered when the engine had drained may still be on its way to a slow client.
 _LAST_BYTES_SECONDS = 5
 
@@ -49,7 +49,7 @@ def build_detector(settings: Settings) -> YoloDetector:
     Raises:
         ValueError: the device or the runtime is not there, or weights are missing or damaged.
     """
-    weights = settings.detector_weights or _DETECTOR_WEIGHTS
+    weights = settings.detector_weights or BUNDLED_DETECTOR
     device = _device(settings.device)
     return YoloDetector.load(weights, device, settings.detector_size, build_runtime(settings))
 

@@ -39,7 +39,7 @@ from app.bench import processes, report
 from app.bench.load import Load, Request, closed_loop, percentiles
 from app.bench.photos import crowd
 from app.bench.processes import Served, free_port
-from app.main import build_detector
+from app.main import BUNDLED_DETECTOR
 from app.settings import Settings
 
 MODEL = "simcc-small"
@@ -117,10 +117,10 @@ def write_network(folder: Path) -> None:
 def write_detectors(folder: Path, settings: Settings) -> None:
     """Write the bundled detector, and a YOLO-pose of random weights, as ONNX."""
     # posemux keeps ultralytics from the network, so it goes first.
-    detector = build_detector(settings)._model
-    from ultralytics import YOLO
+    from app.detector import SAME_PERSON, read_detector
 
-    from app.detector import SAME_PERSON
+    detector = read_detector(settings.detector_weights or BUNDLED_DETECTOR)
+    from ultralytics import YOLO
 
     size = {"imgsz": settings.detector_size, "conf": settings.min_score, "iou": SAME_PERSON}
     (folder / "detector.json").write_text(json.dumps(size))

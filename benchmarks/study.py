@@ -42,12 +42,8 @@ BACKBONE, PYRAMID = "regnetx_002", 64
 START = "study-start"
 #: Side of the square input to epochs: width and height where it is not square.
 SIZES = {64: (64, 64), 128: (128, 128), 256: (192, 256)}
-#: Fewer where an epoch costs more, and there only heads learn: variants of one size are compared.
-STAGES = {
-    64: Stage(6, 0.001),
-    128: Stage(3, 0.001, frozen=True),
-    256: Stage(3, 0.001, frozen=True),
-}
+#: Everything learns. Fewer epochs where one costs more: variants of one size are compared.
+STAGES = {64: Stage(6, 0.001), 128: Stage(3, 0.001), 256: Stage(2, 0.001)}
 #: The side of the grey square of the occlusion test, as a share of the root of the box's area.
 OCCLUSIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
