@@ -7,6 +7,7 @@ what it was used for, is left alone, and its parts are called directly.
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any
 
 import openvino
@@ -54,11 +55,14 @@ class OpenVinoRunner:
         try:
             model = _converted(network, example)
             model.reshape([-1, 3, height, width])
+            if not all(output.partial_shape[0].is_dynamic for output in model.outputs):
+                # To run it on another number of crops would write beyond its memory.
+                raise ValueError("tracing fixed the number of crops")
             steps = PrePostProcessor(model)
             # Colours innermost, as crops come, so that nothing is copied on the way in.
             steps.input().tensor().set_layout(openvino.Layout("NHWC"))
             steps.input().model().set_layout(openvino.Layout("NCHW"))
-            compiled = openvino.Core().compile_model(steps.build(), "CPU", settings)
+            compiled = _core().compile_model(steps.build(), "CPU", settings)
         # Its exceptions, and those of tracing, have no base of their own.
         except Exception as error:
             raise ConversionError(_first_line(error)) from error
@@ -104,6 +108,16 @@ class OpenVinoRunner:
                 raise ConversionError("OpenVINO's answers are not those of PyTorch")
 
 
+@cache
+def _core() -> openvino.Core:
+    """OpenVINO itself: one for the process, which never goes.
+
+    Each that is made gives its thread a stack for signals, and each that goes brings back the stack
+    of the one before it, which may be gone as well: the next signal would end the process.
+    """
+    return openvino.Core()
+
+
 def _converted(network: nn.Module, example: Tensor) -> openvino.Model:
     with warnings.catch_warnings(), torch.no_grad():
         # PyTorch's about tracing, which OpenVINO still reads best.
@@ -114,8 +128,15 @@ def _converted(network: nn.Module, example: Tensor) -> openvino.Model:
             lambda crops: network(crops), example, check_trace=False
         )
         decoder = TorchScriptPythonDecoder(traced)
-    frontend = FrontEndManager().load_by_framework("pytorch")
+    _, frontend = _frontend()
     return frontend.convert(frontend.load(decoder))
+
+
+@cache
+def _frontend() -> tuple[FrontEndManager, Any]:
+    """OpenVINO's reader of PyTorch's networks, and the manager that must outlive it."""
+    manager = FrontEndManager()
+    return manager, manager.load_by_framework("pytorch")
 
 
 def _first_line(error: BaseException) -> str:

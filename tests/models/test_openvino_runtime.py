@@ -140,6 +140,11 @@ def test_what_cannot_be_converted_is_one_clear_error(network: nn.Module) -> None
         OpenVinoRunner(network, example((4, 6)), False, 1)
 
 
+def test_a_fixed_number_of_crops_is_found_before_anything_runs() -> None:
+    with pytest.raises(ConversionError, match="tracing fixed the number of crops"):
+        OpenVinoRunner(Counted(), example((4, 6)), False, 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torch_runs_a_network_in_the_type_of_its_weights(dtype: torch.dtype) -> None:
     layer = nn.Conv2d(3, 2, 1).to(dtype)
