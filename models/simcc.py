@@ -110,7 +110,7 @@ def _distribution(centres: Tensor, bins: int, smoothing: Smoothing, spread: floa
 def _height(bins: int, smoothing: Smoothing, spread: float, dtype: torch.dtype) -> float:
     """The largest probability of a target in the middle of an axis."""
     middle = bins // 2
-    centre = torch.full((), middle, dtype=dtype)
+    centre = torch.full((), middle, dtype=dtype, device="cpu")
     return float(_distribution(centre, bins, smoothing, spread)[middle])
 
 
