@@ -100,6 +100,7 @@ def _blend(
 
 
 @lru_cache
+@torch.inference_mode(False)  # or nothing that is kept could be used in training
 def _grey_levels(colour: RGB, count: int, device: torch.device) -> Tensor:
     """A colour in [0, 1] as grey levels, `count` times over: kept, since bringing it takes long."""
     return torch.tensor(colour, device=device).mul_(255).repeat(count)
@@ -180,6 +181,7 @@ def warp_out(
 
 
 @lru_cache
+@torch.inference_mode(False)  # or nothing that is kept could be used in training
 def _normalisation(mean: RGB, std: RGB, width: int) -> tuple[Tensor, Tensor]:
     """What a row of pixels is multiplied with, and what is added then: `(width * 3,)` each."""
     spread = 255 * np.array(std)

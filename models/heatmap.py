@@ -165,6 +165,7 @@ def quarter_shift(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # or nothing that is kept could be used in training
 def _blur_matrix(kernel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix that blurs a square of `kernel + 4` and keeps its middle 5x5, both flattened."""
     weights = torch.from_numpy(cv2.getGaussianKernel(kernel, 0)).flatten()
@@ -190,6 +191,7 @@ def _blurred_patches(maps: Tensor, x: Tensor, y: Tensor, peaks: Tensor, kernel: 
 
 
 @lru_cache
+@torch.inference_mode(False)  # or nothing that is kept could be used in training
 def _stencils(dtype: torch.dtype, device: torch.device) -> Tensor:
     """What a 5x5 is multiplied with for its gx, gy, hxx, hyy and hxy in the middle: `(25, 5)`."""
     first, second = torch.tensor([0, -0.5, 0, 0.5, 0]), torch.tensor([0.25, 0, -0.5, 0, 0.25])

@@ -499,6 +499,7 @@ def decode_with_spread(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # or nothing that is kept could be used in training
 def _signs(shape: torch.Size, device: torch.device) -> Tensor:
     """`(1 + _DRAWS, M, D)`: 0, by which nothing moves, and then 1 and -1.
 
