@@ -26,6 +26,9 @@ _POLL = 0.05
 #: On top of the time that a service takes to drain.
 _STOP = 30.0
 
+#: Counted before ultralytics, when it exports a network, leaves this process one fewer than it has.
+_THREADS = torch.get_num_threads()
+
 
 class ProcessError(RuntimeError):
     """A process that is to be measured failed: the message says why."""
@@ -39,7 +42,7 @@ def environment() -> dict[str, str]:
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "OMP_NUM_THREADS": str(_THREADS),
         "PYTHONPATH": os.pathsep.join(paths),
     }
 
