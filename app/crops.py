@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.crops import RGB, cut_out, warp_out
+from models.crops import CropForm, cut_out, warp_out
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -60,10 +60,7 @@ def crop(
     images: ImageBatch,
     owners: Tensor,
     affines: Tensor,
-    size: tuple[int, int],
-    mean: RGB,
-    std: RGB,
-    bgr: bool = False,
+    form: CropForm,
 ) -> Tensor:
     """Cut out and normalise every person's crop.
 
@@ -71,18 +68,15 @@ def crop(
         images: the images.
         owners: `(P,)` int64, which image each person is in.
         affines: `(P, 2, 3)` from image to crop pixels, without rotation or shear.
-        size: width and height of a crop.
-        mean: of each of the crops' channels, for values in [0, 1].
-        std: of each of the crops' channels, for values in [0, 1].
-        bgr: whether blue is a crop's first channel; images are RGB.
+        form: what the crops are to be like.
 
     Returns:
-        `(P, 3, height, width)` float32, `(pixel / 255 - mean) / std`.
+        `(P, 3, height, width)` float32, `(pixel / 255 - mean) / std` of the form.
     """
     device = images.pixels.device
     if device.type == "cpu":
         on_host = [images[index].numpy() for index in range(len(images.shapes))]
-        return warp_out(on_host, owners, affines, size, mean, std, bgr)
+        return warp_out(on_host, owners, affines, form)
     heights, widths, starts = images.layout[owners.to(device)].unbind(-1)
     affines = affines.to(device)
-    return cut_out(images.pixels, heights, widths, starts, affines, size, mean, std, bgr)
+    return cut_out(images.pixels, heights, widths, starts, affines, form)

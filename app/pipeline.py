@@ -219,8 +219,7 @@ class Pipeline:
         for start in range(0, len(owners), step):
             part = slice(start, start + step)
             with work.stage("crop"):
-                size, mean, std = model.input_size, model.mean, model.std
-                crops = crop(batch, owners[part], affines[part], size, mean, std, model.bgr)
+                crops = crop(batch, owners[part], affines[part], model.crop_form)
             with work.stage("pose"):
                 keypoints = self._keypoints(name, crops, flips[part], work)
             with work.stage("postprocess"):

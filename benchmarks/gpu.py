@@ -240,8 +240,7 @@ def people_of(model: PoseModel) -> Tensor:
     height, width = photo.shape[:2]
     heights, widths, starts = (torch.full((len(boxes),), n) for n in (height, width, 0))
     pixels, affines = torch.from_numpy(photo).view(-1, 3), model.affines(boxes)
-    colours = (model.mean, model.std, model.bgr)
-    return cut_out(pixels, heights, widths, starts, affines, model.input_size, *colours)
+    return cut_out(pixels, heights, widths, starts, affines, model.crop_form)
 
 
 @lru_cache

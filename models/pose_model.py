@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.calibration import Calibration
 from models.checkpoints import WeightsError, differences, read_tensors, with_counters
+from models.crops import CropForm
 from models.geometry import Mapping, crop_affines
 from models.network import Architecture, Network, Representation, build_representation
 from models.profiles import Authors, Profile, profile_of
@@ -132,6 +133,11 @@ class PoseModel:
     def bgr(self) -> bool:
         """Whether the network wants blue first; `mean` and `std` stay in their order."""
         return self.card.profile.bgr
+
+    @property
+    def crop_form(self) -> CropForm:
+        """What its crops are like."""
+        return CropForm(self.input_size, self.mean, self.std, self.bgr)
 
     @property
     def mapping(self) -> Mapping:

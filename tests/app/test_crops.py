@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.crops import ImageBatch, crop
-from models.crops import cut_out, warp_out
+from models.crops import CropForm, cut_out, warp_out
 from models.geometry import apply_affines, crop_affines, invert_affines
 
 CPU = torch.device("cpu")
@@ -25,7 +25,8 @@ def picture(height, width, seed=0):
 
 def crops_of(images, owners, affines, size=(48, 64), **normalisation):
     batch = ImageBatch.upload(images, CPU)
-    crops = crop(batch, torch.tensor(owners), affines, size, **normalisation or GREY_LEVELS)
+    form = CropForm(size, **normalisation or GREY_LEVELS)
+    crops = crop(batch, torch.tensor(owners), affines, form)
     return crops.permute(0, 2, 3, 1).numpy()
 
 
@@ -64,14 +65,14 @@ def test_crops_on_the_host_are_those_of_the_gather(bgr):
     boxes += [[10, 10, 10, 10], [119, 80, 190, 130], [-90, -90, -40, -40], [0, 0, 1e5, 1e5]]
     owners = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2])
     affines = crop_affines(torch.tensor(boxes * 3), (48, 64))
-    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
-    ours = warp_out(images, owners, affines, (48, 64), mean, std, bgr)
+    form = CropForm((48, 64), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), bgr)
+    ours = warp_out(images, owners, affines, form)
     batch = ImageBatch.upload(images, CPU)
     shapes = torch.tensor(batch.shapes)[owners]
     starts = torch.tensor(batch.starts)[owners]
-    theirs = cut_out(batch.pixels, *shapes.T, starts, affines, (48, 64), mean, std, bgr)
+    theirs = cut_out(batch.pixels, *shapes.T, starts, affines, form)
     # A hundredth of a grey level; OpenCV's positions are in single precision.
-    torch.testing.assert_close(ours, theirs, atol=0.02 / 255 / min(std), rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=0.02 / 255 / min(form.std), rtol=0)
 
 
 def test_crops_of_large_regions_are_rounded_to_grey_levels():
@@ -162,10 +163,11 @@ def test_crops_bring_nothing_more_to_the_device():
     batch = ImageBatch.upload([picture(90, 120)], CPU)
     affines = crop_affines(torch.tensor([[20.0, 10, 70, 80]]), (48, 64))
     heights, widths, starts = batch.layout.unbind(-1)
-    given = (batch.pixels, heights, widths, starts, affines, (48, 64))
-    cut_out(*given, **GREY_LEVELS)
+    form = CropForm((48, 64), **GREY_LEVELS)
+    given = (batch.pixels, heights, widths, starts, affines, form)
+    cut_out(*given)
     with Uploads() as uploads:
-        cut_out(*given, **GREY_LEVELS)
+        cut_out(*given)
     assert uploads.count == 0
 
 
@@ -173,9 +175,9 @@ def test_crops_bring_nothing_more_to_the_device():
 def test_crops_are_the_same_on_cuda():
     images = [picture(90, 120, 1), picture(33, 50, 2)]
     affines = crop_affines(torch.tensor([[20.0, 10, 70, 80], [-5, 4, 60, 30]]), (48, 64))
-    owners = torch.tensor([0, 1])
+    owners, form = torch.tensor([0, 1]), CropForm((48, 64), **GREY_LEVELS)
     here, there = (
-        crop(ImageBatch.upload(images, device), owners, affines, (48, 64), **GREY_LEVELS).cpu()
+        crop(ImageBatch.upload(images, device), owners, affines, form).cpu()
         for device in (CPU, torch.device("cuda"))
     )
     torch.testing.assert_close(here, there, atol=1e-2, rtol=0)
