@@ -60,10 +60,11 @@ DECODE_MARK, IMAGES_MARK = 0.03, 1_500
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: How far each type may be from the CPU's float32: raw outputs, as a share of their norm; joints of
-#: trained networks, in input pixels, and their scores, both of 90 in 100.
+#: trained networks, in input pixels, and their scores, both of 90 in 100. Of SimCC's bins of half a
+#: pixel rounding chooses among neighbours that are nearly alike.
 TYPES = {"fp32": torch.float32, **HALVES}
 RAW = {"fp32": 0.002, "bf16": 0.06, "fp16": 0.01}
-PIXELS = {"fp32": 0.1, "bf16": 2.0, "fp16": 0.75}
+PIXELS = {"fp32": 0.1, "bf16": 2.5, "fp16": 1.5}
 SCORES = {"fp32": 0.002, "bf16": 0.06, "fp16": 0.02}
 #: Only joints of higher scores are compared: others have several peaks, of which rounding chooses.
 SURE = 0.5
