@@ -1,4 +1,7 @@
-"""The command line: `posemux serve | predict | evaluate | calibrate | train | bench | models`."""
+"""The command line, `posemux`.
+
+serve | predict | evaluate | calibrate | quantise | train | bench | models
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from app.errors import PosemuxError
 from app.evaluate import Evaluation, UsageError, evaluate_detector, evaluate_poses, table
 from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
+from app.quantise import note_ranges
 from app.schemas import coco_results
 from app.settings import Settings
 from models import catalogue, conversion, downloads, export
@@ -150,6 +154,14 @@ def _calibrate(options: argparse.Namespace) -> int:
     if options.figure is not None:
         draw_reliability({name: report.curve for name, report in reports.items()}, options.figure)
     print(describe(reports))
+    return 0
+
+
+def _quantise(options: argparse.Namespace) -> int:
+    settings = Settings()
+    names = _models(options, settings.models)
+    for path in note_ranges(Pictures(*options.images), names, options.most, settings):
+        print(f"ranges: {path}")
     return 0
 
 
@@ -423,6 +435,18 @@ def _parser() -> argparse.ArgumentParser:
         "--figure", type=Path, metavar="FILE", help="draw the reliability diagram (.svg, .png)"
     )
     calibrate.set_defaults(run=_calibrate)
+
+    quantise = commands.add_parser(
+        "quantise", help="note beside weights what int8 needs to know, from pictures that they see"
+    )
+    quantise.add_argument(
+        "--images", type=Path, nargs="+", required=True, help="a folder, or tar files, of pictures"
+    )
+    quantise.add_argument(
+        "--most", type=_count, default=300, metavar="N", help="pictures, spread over all (300)"
+    )
+    _choose_model(quantise)
+    quantise.set_defaults(run=_quantise)
 
     train = commands.add_parser("train", help="train by a recipe; goes on where it was interrupted")
     train.add_argument(

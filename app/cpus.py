@@ -1,7 +1,8 @@
-"""How many CPUs this process may use: fewer than the host has, in a container with a quota.
+"""What CPUs there are: how many this process may use, and what they can.
 
-PyTorch and OpenVINO count the host's cores. As many threads in a container that may use one or two
-of them wait for each other while the kernel holds them back.
+In a container with a quota they are fewer than the host has. PyTorch and OpenVINO count the host's
+cores: as many threads in a container that may use one or two of them wait for each other while the
+kernel holds them back.
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ def available(root: Path = Path("/")) -> int:
     """
     quotas = [int(quota) for quota in _quotas(root)]
     return max(min([len(os.sched_getaffinity(0)), *quotas]), 1)
+
+
+def multiplies_int8(root: Path = Path("/")) -> bool:
+    """Whether the CPU has instructions for products of eight-bit numbers: VNNI of AVX-512 or AVX.
+
+    Without them, sums of two such products are cut to sixteen bits on the way.
+
+    Args:
+        root: what `proc` is in.
+    """
+    words = _read(root / "proc/cpuinfo").split()
+    return "avx512_vnni" in words or "avx_vnni" in words
 
 
 def _quotas(root: Path) -> Iterator[float]:

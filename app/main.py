@@ -30,6 +30,7 @@ from app.pipeline import Pipeline
 from app.runtime import Runtime
 from app.settings import Settings
 from models import catalogue
+from models.quantisation import read_ranges
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def build_runtime(settings: Settings) -> Runtime:
     # OMP_NUM_THREADS, which PyTorch heeds, may ask for fewer than there are.
     threads = settings.compute_threads or min(cpus.available(), torch.get_num_threads())
     torch.set_num_threads(threads)
-    return Runtime(settings.runtime, _device(settings.device), threads)
+    return Runtime(settings.runtime, _device(settings.device), threads, settings.precision)
 
 
 def build_pipeline(
@@ -101,10 +102,13 @@ def build_pipeline(
         loaded = [model.uncalibrated() for model in loaded]
     pose_models = {model.card.name: model for model in loaded}
     runtime = build_runtime(settings)
-    runners = {
-        name: runtime(name, model.network, torch.zeros(2, 3, *reversed(model.input_size)))
-        for name, model in pose_models.items()
-    }
+    runners = {}
+    for name, model in pose_models.items():
+        path = weights or catalogue.path_of(model.card, settings.weights_dir)
+        # Only where it is asked for: their answers are otherwise the same in every runtime.
+        ranges = read_ranges(path) if settings.precision == "int8" else None
+        example = torch.zeros(2, 3, *reversed(model.input_size))
+        runners[name] = runtime(name, model.network, example, ranges=ranges)
     return Pipeline(
         detector, pose_models, device, settings.max_batch_people, metrics, as_authors, runners
     )

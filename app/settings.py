@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
-from app.runtime import Choice
+from app.runtime import Choice, Precision
 from models.catalogue import WEIGHTS_DIR
 
 
@@ -35,6 +35,10 @@ class Settings(BaseSettings):
 
     runtime: Choice = "auto"
     """What runs the networks: auto (OpenVINO on a CPU, else torch), torch or openvino."""
+
+    precision: Precision = "auto"
+    """What OpenVINO computes convolutions in: auto (the detector's in int8 where the CPU has VNNI
+    instructions, the pose networks' in float32), float32, or int8 for all of them."""
 
     compute_threads: int = Field(default=0, ge=0)
     """CPU threads that a network computes with; 0 takes as many as the process may use, by its

@@ -1,5 +1,8 @@
 """Networks run by OpenVINO, which takes a half to two thirds of PyTorch's time on a CPU.
 
+It computes in float32, and convolutions that round what they see and weigh in whole numbers: see
+`models.quantisation`.
+
 Nothing is written to disk, and nothing is reported: `openvino.convert_model`, which tells a server
 what it was used for, is left alone, and its parts are called directly.
 """
@@ -17,18 +20,20 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from openvino.preprocess import PrePostProcessor
 from torch import Tensor, nn
 
+from models.quantisation import Ranges, quantised
 from models.runtime import ConversionError
 
 #: Crops in one inference. What eight of them need on the way stays in the CPU's caches: 32 at once
 #: take a few percent longer. It also bounds the kernels that OpenVINO keeps, a set for each shape
 #: of a batch: where sizes differ, crops go one at a time, which takes a detector no longer.
 _AT_ONCE = 8
-#: How much an output may differ from PyTorch's, relative to its largest value.
-_TOLERANCE = 1e-3
+#: How much an output may differ from PyTorch's, relative to its largest value: in float32, and
+#: where numbers are rounded on the way, which turns differences of the last digit into whole steps.
+_TOLERANCE, _ROUNDED_TOLERANCE = 1e-3, 0.25
 
 
 class OpenVinoRunner:
-    """A network that was converted once, in float32: a `Runner`, to be used by one thread.
+    """A network that was converted once: a `Runner`, to be used by one thread.
 
     Args:
         network: ready for inference on the CPU, in float32 and without gradients. Later changes of
@@ -36,13 +41,21 @@ class OpenVinoRunner:
         example: `(N, 3, H, W)` float32, N from 2: a batch of the kind that it will run.
         any_size: whether height and width may be others than the example's.
         threads: how many compute.
+        ranges: of its convolutions, which then compute in eight bits; in float32 if left out.
 
     Raises:
         ConversionError: OpenVINO does not know all of the network's operations, or gives other
             answers than PyTorch.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor, any_size: bool, threads: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        example: Tensor,
+        any_size: bool,
+        threads: int,
+        ranges: Ranges | None = None,
+    ) -> None:
         height, width = (-1, -1) if any_size else example.shape[2:]
         settings = {
             "INFERENCE_NUM_THREADS": threads,
@@ -53,6 +66,8 @@ class OpenVinoRunner:
             "ENABLE_CPU_PINNING": False,
         }
         try:
+            if ranges is not None:
+                network = quantised(network, ranges)
             model = _converted(network, example)
             model.reshape([-1, 3, height, width])
             if not all(output.partial_shape[0].is_dynamic for output in model.outputs):
@@ -70,7 +85,7 @@ class OpenVinoRunner:
         self._outputs = len(compiled.outputs)
         self._at_once = 1 if any_size else _AT_ONCE
         self._several = True
-        self._compare(network, example, any_size)
+        self._compare(network, example, any_size, _ROUNDED_TOLERANCE if ranges else _TOLERANCE)
 
     def __call__(self, crops: Tensor) -> Any:
         """Run the network: see `Runner`."""
@@ -85,7 +100,9 @@ class OpenVinoRunner:
         return tuple(torch.from_numpy(found[index]) for index in range(self._outputs))
 
     @torch.inference_mode()
-    def _compare(self, network: nn.Module, example: Tensor, any_size: bool) -> None:
+    def _compare(
+        self, network: nn.Module, example: Tensor, any_size: bool, tolerance: float
+    ) -> None:
         """Ask both about a batch of another size than the example's, which tracing may have fixed.
 
         Raises:
@@ -103,7 +120,7 @@ class OpenVinoRunner:
             raise ConversionError(_first_line(error)) from error
         pairs = zip(found, expected, strict=True) if self._several else [(found, expected)]
         for ours, theirs in pairs:
-            limit = _TOLERANCE * theirs.abs().max().clamp_min(1e-6)
+            limit = tolerance * theirs.abs().max().clamp_min(1e-6)
             if ours.shape != theirs.shape or not ((ours - theirs).abs() <= limit).all():
                 raise ConversionError("OpenVINO's answers are not those of PyTorch")
 

@@ -38,6 +38,12 @@ class Pictures:
                     if member.isfile():
                         self._members[member.name] = (source, member.offset_data, member.size)
 
+    @property
+    def names(self) -> list[str]:
+        """All file names, in order."""
+        inside = (path for folder in self._folders for path in folder.iterdir() if path.is_file())
+        return sorted({*self._members, *(path.name for path in inside)})
+
     def read(self, file_name: str) -> bytes:
         """The bytes of one picture as it is stored.
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import models
 from app import cli, images
+from app.main import build_pipeline
+from app.metrics import Metrics
 from app.pipeline import Options
 from app.settings import Settings
 from models import catalogue, published
 from models.calibration import Calibration
+from models.quantisation import read_ranges
 from tests.photos import BUS, ZIDANE
 
 
@@ -83,6 +88,37 @@ def test_calibrate_prints_what_belongs_into_the_card_and_draws(
     found = Calibration.parse(card["calibration"])
     assert found.offsets[15] < found.offsets[5]
     assert figure.read_text().startswith("<?xml")
+
+
+def test_quantise_notes_what_the_networks_see(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("person-detector", "simcc-small"):
+        shutil.copy(catalogue.WEIGHTS / f"{name}.safetensors", tmp_path)
+    monkeypatch.setattr(catalogue, "WEIGHTS", tmp_path)
+    detector = tmp_path / "person-detector.safetensors"
+    monkeypatch.setenv("POSE_DETECTOR_WEIGHTS", str(detector))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (64, 48)).save(photos / "nobody.png")
+    asked = ["quantise", "--images", str(photos), "--model", "simcc-small"]
+    assert cli.main(asked) == 2
+    assert "nobody was found in 1 pictures" in capsys.readouterr().err
+
+    shutil.copy(BUS, photos)
+    assert cli.main(asked) == 0
+    names = [f"{name}.int8.json" for name in ("person-detector", "simcc-small")]
+    written = [f"ranges: {tmp_path / name}" for name in names]
+    assert capsys.readouterr().out.splitlines() == written
+    ranges = read_ranges(detector)
+    assert ranges is not None
+    # Pictures are numbers from 0 to 1.
+    assert ranges["model.model.0.conv"] == (0.0, 1.0)
+    monkeypatch.setattr("app.runtime.cpus.multiplies_int8", lambda: True)
+    settings = Settings(models=("simcc-small",), precision="int8", detector_weights=detector)
+    pipeline = build_pipeline(settings, Metrics())
+    [poses] = pipeline([cv2.imread(str(BUS), cv2.IMREAD_COLOR_RGB)], [Options("simcc-small")])
+    assert len(poses.scores) >= 3
 
 
 def test_scores_are_calibrated_on_cocos_joints_alone(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cpus import available
+from app.cpus import available, multiplies_int8
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +63,13 @@ def test_without_control_groups_affinity_counts(tmp_path, monkeypatch):
 
 def test_this_machine_has_cpus():
     assert available() >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [("avx512f avx512_vnni", True), ("avx2 avx_vnni", True), ("avx2 fma", False)]
+)
+def test_the_kernel_knows_the_instructions(tmp_path, flags, has):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse4_2\n")
+    assert multiplies_int8(tmp_path) == has
+    assert not multiplies_int8(tmp_path / "nowhere")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from app.cli import main
-from app.main import build_pipeline, build_runtime
+from app.main import build_detector, build_pipeline, build_runtime
 from app.metrics import Metrics
 from app.pipeline import Options
 from app.runtime import Runtime
@@ -27,7 +27,7 @@ NAMES = Settings.model_fields["models"].default
 def pipelines():
     """The service's pipeline on each runtime."""
     return {
-        runtime: build_pipeline(Settings(runtime=runtime), Metrics())
+        runtime: build_pipeline(Settings(runtime=runtime, precision="float32"), Metrics())
         for runtime in ("torch", "openvino")
     }
 
@@ -65,7 +65,55 @@ def test_both_runtimes_agree_on_a_mirrored_crowd(pipelines, photos, name):
     assert_same(found[0], expected[0])
 
 
+@pytest.fixture(params=[True, False], ids=["VNNI", "no VNNI"])
+def vnni(request, monkeypatch):
+    """Whether the CPU multiplies eight bits: this one does it anyhow, if slowly."""
+    monkeypatch.setattr("app.runtime.cpus.multiplies_int8", lambda: request.param)
+    return request.param
+
+
+def test_the_detector_is_in_int8_where_the_cpu_has_instructions(vnni, photos):
+    exact = build_detector(Settings(precision="float32"))(photos, 0.3)
+    found = build_detector(Settings())(photos, 0.3)
+    assert sum(len(people.boxes) for people in exact) >= 6
+    for ours, theirs in zip(found, exact, strict=True):
+        # Those who are hardly found may come and go.
+        [sure] = np.nonzero(theirs.scores > 0.5)
+        np.testing.assert_allclose(ours.scores[sure], theirs.scores[sure], atol=0.05)
+        np.testing.assert_allclose(ours.boxes[sure], theirs.boxes[sure], atol=16)
+    scores = [np.concatenate([people.scores for people in some]) for some in (found, exact)]
+    assert np.array_equal(*scores) != vnni
+
+
 EXAMPLE = torch.zeros(2, 3, 4, 4)
+
+
+def rounds(runner, layer):
+    crops = torch.linspace(-1, 1, 96).view(2, 3, 4, 4)
+    return not torch.allclose(runner(crops), layer(crops), atol=1e-5)
+
+
+def test_int8_is_for_networks_that_know_their_ranges(vnni):
+    layer, ranges = nn.Conv2d(3, 2, 1).requires_grad_(False), {"": (-1.0, 1.0)}
+    auto, exact = Runtime("auto", CPU), Runtime("auto", CPU, precision="float32")
+    assert rounds(auto("layer", layer, EXAMPLE, ranges=ranges), layer) == vnni
+    assert not rounds(auto("layer", layer, EXAMPLE), layer)
+    assert not rounds(exact("layer", layer, EXAMPLE, ranges=ranges), layer)
+    assert not rounds(Runtime("torch", CPU)("layer", layer, EXAMPLE, ranges=ranges), layer)
+
+
+def test_int8_or_nothing(monkeypatch):
+    monkeypatch.setattr("app.runtime.cpus.multiplies_int8", lambda: True)
+    layer = nn.Conv2d(3, 2, 1).requires_grad_(False)
+    wanted = Runtime("auto", CPU, precision="int8")
+    assert rounds(wanted("layer", layer, EXAMPLE, ranges={"": (-1.0, 1.0)}), layer)
+    with pytest.raises(ValueError, match=r"ranges of layer are not known: `posemux quantise`"):
+        wanted("layer", layer, EXAMPLE)
+    with pytest.raises(ValueError, match="accepted here are auto and float32"):
+        Runtime("torch", CPU, precision="int8")
+    monkeypatch.setattr("app.runtime.cpus.multiplies_int8", lambda: False)
+    with pytest.raises(ValueError, match="a CPU with the VNNI instructions"):
+        Runtime("auto", CPU, precision="int8")
 
 
 class Unheard(nn.Module):

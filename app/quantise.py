@@ -1,0 +1,64 @@
+"""`posemux quantise`: from the pictures that the networks see to the ranges that int8 needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import models
+from app import images
+from app.main import BUNDLED_DETECTOR, build_detector
+from app.pipeline import Options, Pipeline
+from app.settings import Settings
+from models import catalogue
+from models.quantisation import observed, write_ranges
+from models.training.datasets import DatasetError, Pictures
+
+
+def note_ranges(
+    pictures: Pictures, names: Sequence[str], most: int, settings: Settings
+) -> list[Path]:
+    """Write beside the weights of the detector and of pose models what their convolutions see.
+
+    The networks run as the service runs them, in float32, on the people that the detector finds.
+
+    Args:
+        pictures: such as the networks were trained on; those of a benchmark would tell it to them.
+        names: the pose models.
+        most: pictures that are looked at, spread over all.
+        settings: the pipeline's.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        DatasetError: there are no pictures, or nobody is in them.
+        PosemuxError: a picture does not decode.
+        OSError: a file cannot be written.
+    """
+    exact = settings.model_copy(
+        update={"runtime": "torch", "precision": "float32", "device": "cpu"}
+    )
+    device = torch.device("cpu")
+    detector = build_detector(exact)
+    loaded = {name: models.load(name, weights_dir=exact.weights_dir) for name in names}
+    pipeline = Pipeline(detector, loaded, device, exact.max_batch_people)
+    files = [exact.detector_weights or BUNDLED_DETECTOR]
+    files += [catalogue.path_of(model.card, exact.weights_dir) for model in loaded.values()]
+    networks = [detector.network, *(model.network for model in loaded.values())]
+    found = pictures.names
+    chosen = found[:: max(len(found) // most, 1)][:most]
+    with ExitStack() as watched:
+        ranges = [watched.enter_context(observed(network)) for network in networks]
+        for file_name in tqdm(chosen, unit="image", disable=None):
+            image = images.decode(pictures.read(file_name), exact.max_image_pixels)
+            for name in names:
+                options = Options(name, min_score=exact.min_score, max_people=exact.max_people)
+                pipeline([image], [options])
+    if not all(ranges):
+        raise DatasetError(f"nobody was found in {len(chosen)} pictures: there is nothing to see")
+    return [write_ranges(file, seen) for file, seen in zip(files, ranges, strict=True)]
