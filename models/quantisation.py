@@ -148,5 +148,5 @@ def write_ranges(weights: Path, ranges: Ranges) -> Path:
     rounded = {name: [float(f"{end:.4g}") for end in ends] for name, ends in ranges.items()}
     path = ranges_path(weights)
     with replacing(path) as draft:
-        draft.write_text(json.dumps({"sha256": sha256(weights), "ranges": rounded}, indent=0))
+        draft.write_text(json.dumps({"sha256": sha256(weights), "ranges": rounded}))
     return path

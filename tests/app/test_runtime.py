@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import box_iou
 
 from app.cli import main
 from app.main import build_detector, build_pipeline, build_runtime
@@ -80,7 +81,8 @@ def test_the_detector_is_in_int8_where_the_cpu_has_instructions(vnni, photos):
         # Those who are hardly found may come and go.
         [sure] = np.nonzero(theirs.scores > 0.5)
         np.testing.assert_allclose(ours.scores[sure], theirs.scores[sure], atol=0.05)
-        np.testing.assert_allclose(ours.boxes[sure], theirs.boxes[sure], atol=16)
+        boxes = (torch.from_numpy(people.boxes[sure]) for people in (ours, theirs))
+        assert (box_iou(*boxes).diagonal() > 0.9).all()
     scores = [np.concatenate([people.scores for people in some]) for some in (found, exact)]
     assert np.array_equal(*scores) != vnni
 
