@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+import models
+from app.errors import PosemuxError
+
 #: 1-2-5 steps from 1 ms to 10 s.
 DURATION_BUCKETS = (
     *(0.001, 0.002, 0.005),
@@ -97,3 +100,11 @@ class Metrics:
             self.stage_duration.labels(stage)
         for stage in ("detect", "pose"):
             self.batch_size.labels(stage)
+        for representation in models.REPRESENTATIONS:
+            self.persons.labels(representation)
+            self.request_duration.labels(representation)
+            for status in ("200", "500", "503", "504"):
+                self.requests.labels(representation, status)
+        for error in PosemuxError.__subclasses__():
+            if error.status != PosemuxError.status:
+                self.rejected.labels(error.kind())
