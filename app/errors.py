@@ -47,11 +47,6 @@ class PosemuxError(Exception):
         super().__init__(detail)
         self.detail = detail
 
-    @classmethod
-    def kind(cls) -> str:
-        """The type's last part, as metrics name it."""
-        return cls.type.rpartition("/")[2]
-
 
 class BadImageError(PosemuxError):
     """An image that cannot be decoded."""

@@ -107,4 +107,4 @@ class Metrics:
                 self.requests.labels(representation, status)
         for error in PosemuxError.__subclasses__():
             if error.status != PosemuxError.status:
-                self.rejected.labels(error.kind())
+                self.rejected.labels(error.type.rpartition("/")[2])

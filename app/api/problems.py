@@ -82,7 +82,7 @@ def responses(*errors: type[PosemuxError]) -> dict[int | str, dict[str, Any]]:
             },
         )
         entry["description"] = "; ".join(filter(None, (entry["description"], error.title)))
-        entry["content"][MEDIA_TYPE]["examples"][error.kind()] = {
+        entry["content"][MEDIA_TYPE]["examples"][error.type.rpartition("/")[2]] = {
             "value": {
                 "type": error.type,
                 "title": error.title,
@@ -104,7 +104,7 @@ def responses(*errors: type[PosemuxError]) -> dict[int | str, dict[str, Any]]:
 async def _posemux_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PosemuxError)
     if request.url.path == "/pose" and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        service_of(request).metrics.rejected.labels(error.kind()).inc()
+        service_of(request).metrics.rejected.labels(error.type.rpartition("/")[2]).inc()
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return problem(
         request, error.status, error.detail, type=error.type, title=error.title, headers=headers
