@@ -62,7 +62,7 @@ def get(url: str, **query: str) -> httpx.Response | None:
         return None
 
 
-def answers(url: str) -> bool:
+def is_ok(url: str) -> bool:
     response = get(url)
     return response is not None and response.status_code == 200
 
@@ -117,15 +117,18 @@ class Instance:
         self.address = f"127.0.0.1:{port}"
         self.url = f"http://{self.address}"
         self.port = port
-        self.process = nursery.ask("serve", port)
+        self.start()
+
+    def start(self) -> None:
+        self._process = self._nursery.ask("serve", self.port)
 
     def is_ready(self) -> bool:
-        return answers(f"{self.url}/readyz")
+        return is_ok(f"{self.url}/readyz")
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
-        os.kill(self.process, signal.SIGTERM)
-        return self._nursery.ask("wait", self.process)
+        os.kill(self._process, signal.SIGTERM)
+        return self._nursery.ask("wait", self._process)
 
 
 class Nursery(Daemon):
