@@ -96,10 +96,6 @@ class Metrics:
         )
         # Series that exist from the start: a rate over a counter that appears with its first event
         # misses that event.
-        for stage in STAGES:
-            self.stage_duration.labels(stage)
-        for stage in ("detect", "pose"):
-            self.batch_size.labels(stage)
         for representation in models.REPRESENTATIONS:
             self.persons.labels(representation)
             self.request_duration.labels(representation)
@@ -108,3 +104,7 @@ class Metrics:
         for error in PosemuxError.__subclasses__():
             if error.status != PosemuxError.status:
                 self.rejected.labels(error.type.rpartition("/")[2])
+        for stage in STAGES:
+            self.stage_duration.labels(stage)
+        for stage in ("detect", "pose"):
+            self.batch_size.labels(stage)
