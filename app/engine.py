@@ -123,6 +123,9 @@ class Engine:
         self._stopping = False
         self._failure: str | None = None
 
+        # Asked for when it is read: a device thread that hangs tells nobody so.
+        metrics.ready.set_function(lambda: self.ready and self.alive)
+
     # ----------------------------------------------------------------------------- any thread
 
     def start(self) -> None:
@@ -198,7 +201,6 @@ class Engine:
         end = monotonic() + timeout
         with self._changed:
             self._draining = True
-            self._show_ready()
             finished = self._changed.wait_for(self._is_idle, timeout) and self._failure is None
             self._stopping = True
             abandoned = self._take(len(self._queue))
@@ -275,9 +277,6 @@ class Engine:
         self._metrics.queue_depth.set(len(self._queue))
         return taken
 
-    def _show_ready(self) -> None:
-        self._metrics.ready.set(self.ready)
-
     # -------------------------------------------------------------------------- device thread
 
     def _run(self) -> None:
@@ -286,7 +285,6 @@ class Engine:
             pipeline.warm_up()
             with self._changed:
                 self._warm = True
-                self._show_ready()
             while self._next_batch():
                 self._answer(pipeline)
         except BaseException as error:
@@ -356,7 +354,6 @@ class Engine:
         _logger.critical("the device thread has failed: %s", reason, exc_info=error)
         with self._changed:
             self._failure = reason
-            self._show_ready()
             doomed = [job for job in self._running if not job.future.done()]
             self._running = []
             doomed += self._take(len(self._queue))

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+import models
+from app.errors import PosemuxError
+
 #: 1-2-5 steps from 1 ms to 10 s.
 DURATION_BUCKETS = (
     *(0.001, 0.002, 0.005),
@@ -93,6 +96,14 @@ class Metrics:
         )
         # Series that exist from the start: a rate over a counter that appears with its first event
         # misses that event.
+        for representation in models.REPRESENTATIONS:
+            self.persons.labels(representation)
+            self.request_duration.labels(representation)
+            for status in ("200", "500", "503", "504"):
+                self.requests.labels(representation, status)
+        for error in PosemuxError.__subclasses__():
+            if error.status != PosemuxError.status:
+                self.rejected.labels(error.type.rpartition("/")[2])
         for stage in STAGES:
             self.stage_duration.labels(stage)
         for stage in ("detect", "pose"):

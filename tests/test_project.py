@@ -1,75 +1,22 @@
-"""The files around the code say what the code says: settings, metrics, packages, containers."""
+"""The files around the code say what the code says: settings, packages, licence."""
 
-import json
 import re
 import tomllib
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from hatchling.build import build_wheel
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
-from prometheus_client import CollectorRegistry
 
 import models
-from app.metrics import Metrics
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ALERTS = ROOT / "docker/prometheus/alerts.yml"
-DASHBOARD = ROOT / "docker/grafana/dashboards/posemux.json"
-
-
-class ComposeLoader(yaml.SafeLoader):
-    """YAML as `docker compose` reads it: `!reset` takes a value of the base file away."""
-
-
-ComposeLoader.add_constructor("!reset", lambda loader, node: None)
-
-
-def compose(name: str) -> dict[str, Any]:
-    return yaml.load((ROOT / name).read_text(), ComposeLoader)["services"]
-
-
-def series() -> dict[str, str]:
-    """Every time series that /metrics may show, with the metric that it belongs to."""
-    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "gauge": [""]}
-    registry = CollectorRegistry()
-    Metrics(registry)
-    return {
-        metric.name + suffix: metric.name
-        for metric in registry.collect()
-        for suffix in suffixes[metric.type]
-    }
-
-
-def used_series(text: str) -> set[str]:
-    return set(re.findall(r"\bpose_\w+", text))
-
-
-@pytest.mark.parametrize("path", [DASHBOARD, ALERTS], ids=lambda path: path.name)
-def test_dashboard_and_alerts_ask_for_series_that_exist(path: Path) -> None:
-    used = used_series(path.read_text())
-    assert used
-    assert used <= series().keys()
-
-
-def test_dashboard_shows_every_metric() -> None:
-    known = series()
-    shown = {known[name] for name in used_series(DASHBOARD.read_text()) & known.keys()}
-    assert set(known.values()) - shown == set()
-
-
-def test_dashboard_reads_the_provisioned_source() -> None:
-    provisioned = ROOT / "docker/grafana/provisioning/datasources/prometheus.yml"
-    (source,) = yaml.safe_load(provisioned.read_text())["datasources"]
-    panels = json.loads(DASHBOARD.read_text())["panels"]
-    queries = [query for panel in panels for query in panel["targets"]]
-    assert {query["datasource"]["uid"] for query in queries} == {source["uid"]}
 
 
 def test_readme_lists_every_setting() -> None:
@@ -80,8 +27,11 @@ def test_readme_lists_every_setting() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "Dockerfile", "docker-compose.yml", "docker-compose.cpu.yml", str(ALERTS)],
-    ids=lambda name: Path(name).name,
+    [
+        *("README.md", "docs/operations.md", "Dockerfile"),
+        *("docker-compose.yml", "docker-compose.cpu.yml"),
+        *("docker/prometheus/alerts.yml", "docker/nginx/posemux.conf"),
+    ],
 )
 def test_settings_named_elsewhere_exist(name: str) -> None:
     named = re.findall(r"\bPOSE_([A-Z_]+[A-Z])\b", (ROOT / name).read_text())
@@ -110,6 +60,42 @@ def test_constraints_pin_every_dependency_to_a_version_it_allows() -> None:
             assert versions[requirement.name] in requirement.specifier, requirement
 
 
+def test_constraints_pin_what_the_dependencies_bring_and_all_of_it_fits() -> None:
+    """Of what is installed here: the extras of the comparisons need not be."""
+    pins = {
+        canonicalize_name(line.partition("==")[0])
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    extras = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
+    wanted = [Requirement(text) for text in PROJECT["dependencies"] + extras]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    unpinned, unfit = set(), set()
+    while wanted:
+        requirement = wanted.pop()
+        name = canonicalize_name(requirement.name)
+        marker = requirement.marker
+        if (name, frozenset(requirement.extras)) in seen or (marker and not marker.evaluate()):
+            continue
+        seen.add((name, frozenset(requirement.extras)))
+        try:
+            installed = distribution(name)
+        except PackageNotFoundError:
+            continue
+        if installed.version not in requirement.specifier:
+            unfit.add(f"{requirement}, not {installed.version}")
+        # torch chooses its own.
+        if name not in pins and not re.match(r"cuda-|nvidia-|triton$|posemux$", name):
+            unpinned.add(name)
+        for brought in map(Requirement, installed.requires or []):
+            marked = brought.marker
+            if not marked or any(marked.evaluate({"extra": e}) for e in ("", *requirement.extras)):
+                brought.marker = None
+                wanted.append(brought)
+    assert len(seen) > 100
+    assert unpinned == set()
+    assert unfit == set()
+
+
 def test_wheel_holds_code_weights_catalogue_and_recipes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,32 +114,6 @@ def test_wheel_holds_code_weights_catalogue_and_recipes(
     assert {f"models/weights/{weights}" for weights in bundled} <= packed
     assert "models/catalogue.toml" in packed
     assert any(re.fullmatch(r"models/training/recipes/.+\.toml", name) for name in packed)
-
-
-def test_compose_runs_the_service_and_its_watchers() -> None:
-    services = compose("docker-compose.yml")
-    assert services.keys() == {"posemux", "prometheus", "grafana"}
-    (gpu,) = services["posemux"]["deploy"]["resources"]["reservations"]["devices"]
-    assert gpu["capabilities"] == ["gpu"]
-
-    mounts = [mount for service in services.values() for mount in service.get("volumes", [])]
-    sources = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
-    assert sources
-    assert [source for source in sources if not (ROOT / source).is_dir()] == []
-
-    scraped = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
-    (target,) = scraped["scrape_configs"][0]["static_configs"][0]["targets"]
-    assert target.split(":")[0] in services
-
-
-def test_compose_waits_for_the_drain() -> None:
-    grace = compose("docker-compose.yml")["posemux"]["stop_grace_period"]
-    assert int(grace.removesuffix("s")) > Settings.model_fields["drain_seconds"].default
-
-
-def test_compose_override_takes_the_gpu_away() -> None:
-    override = compose("docker-compose.cpu.yml")["posemux"]
-    assert override == {"environment": {"POSE_DEVICE": "cpu"}, "deploy": None}
 
 
 def test_licence_is_the_one_declared() -> None:

@@ -54,6 +54,7 @@ def test_a_device_that_hangs_is_not_alive(make):
     running.pipeline.hold()
     assert running.client.get("/livez").status_code == 503
     assert running.client.get("/readyz").status_code == 503
+    assert running.value("pose_ready") == 0
 
 
 def test_metrics_are_what_prometheus_reads(running):
@@ -62,7 +63,8 @@ def test_metrics_are_what_prometheus_reads(running):
     assert response.headers["Content-Type"].startswith("text/plain")
     families = {family.name: family for family in text_string_to_metric_families(response.text)}
     assert {"pose_requests", "pose_in_flight", "process_resident_memory_bytes"} <= families.keys()
-    [sample] = [s for s in families["pose_requests"].samples if s.name == "pose_requests_total"]
+    counted = [s for s in families["pose_requests"].samples if s.name == "pose_requests_total"]
+    [sample] = [s for s in counted if s.value]
     assert sample.labels == {"representation": "simcc", "status": "200"}
     modern = running.client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
     assert modern.headers["Content-Type"].startswith("application/openmetrics-text")

@@ -1,3 +1,4 @@
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from app.metrics import Metrics
@@ -33,13 +34,27 @@ def test_the_names_are_those_of_the_contract():
         assert line in text
 
 
-def test_every_stage_is_there_before_its_first_event():
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        *(
+            ("pose_stage_duration_seconds_count", {"stage": stage})
+            for stage in ("decode", "queue", "detect", "crop", "pose", "postprocess", "encode")
+        ),
+        ("pose_request_duration_seconds_count", {"representation": "simcc"}),
+        ("pose_persons_total", {"representation": "dark"}),
+        ("pose_requests_total", {"representation": "pct", "status": "500"}),
+        *(
+            ("pose_rejected_total", {"reason": reason})
+            for reason in ("busy", "bad-image", "unsupported-image-type", "deadline-exceeded")
+        ),
+    ],
+)
+def test_what_is_counted_is_there_before_its_first_event(name, labels):
+    """A rate over a counter that appears with its first event would miss that event."""
     registry = CollectorRegistry()
     Metrics(registry)
-    stages = ("decode", "queue", "detect", "crop", "pose", "postprocess", "encode")
-    for stage in stages:
-        name = "pose_stage_duration_seconds_count"
-        assert registry.get_sample_value(name, {"stage": stage}) == 0
+    assert registry.get_sample_value(name, labels) == 0
 
 
 def test_two_services_in_one_process_do_not_share_counts():
