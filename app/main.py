@@ -19,7 +19,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 import models
-from app import cpus
+from app import cpus, logs
 from app.api import Service, health, pose, problems
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
@@ -180,9 +180,7 @@ def serve(
     build_runtime(settings)
     for name in settings.models:
         catalogue.require(models.card(name), settings.weights_dir)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_format, settings.log_level)
     app = create_app(settings, build=build)
     engine: Engine = app.state.service.engine
     config = uvicorn.Config(

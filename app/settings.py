@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
+from app.logs import Format
 from app.runtime import Choice
 from models.catalogue import WEIGHTS_DIR
 
@@ -102,6 +103,9 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, access log included: debug, info, warning or error."""
+
+    log_format: Format = "console"
+    """How it is logged: console, lines for people, or json, an object in each line."""
 
     @field_validator("models")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter
@@ -178,6 +179,7 @@ async def estimate_poses(
     _refuse_repeated(request)
     card = choose(service.settings, query.representation, query.model)
     request.state.representation = card.representation
+    request.state.details.update(representation=card.representation, model=card.name)
     options = _options(service.settings, query, card)
     media_type = negotiate(",".join(request.headers.getlist("Accept")))
     encoded = await _read_images(request, service.settings)
@@ -391,6 +393,11 @@ async def _answer(
             "decode": max(image.decode_seconds for image in done),
             **{stage: max(image.poses.timings[stage] for image in done) for stage in _STAGES},
         }
+        request.state.details.update(
+            images=len(done),
+            people=sum(len(image.poses.scores) for image in done),
+            timings_ms=_milliseconds(timings),
+        )
         if media_type == _JSON:
             body = _body(request, done, timings)
         else:
@@ -480,12 +487,13 @@ def _body(request: Request, done: Sequence[_Answered], timings: Mapping[str, flo
                 for index, one in enumerate(done)
                 for result in coco_results(index, one.poses)
             ],
-            "timings_ms": {
-                stage: round(1000 * seconds, 2)
-                for stage, seconds in {**timings, "total": total}.items()
-            },
+            "timings_ms": _milliseconds({**timings, "total": total}),
         }
     )
+
+
+def _milliseconds(timings: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(1000 * seconds, 2) for stage, seconds in timings.items()}
 
 
 # ------------------------------------------------------------------------------- in other threads
@@ -494,7 +502,7 @@ def _body(request: Request, done: Sequence[_Answered], timings: Mapping[str, flo
 async def _in_thread(
     service: Service, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    call = partial(function, *args, **kwargs)
+    call = partial(copy_context().run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(service.threads, call)
 
 

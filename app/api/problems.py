@@ -103,8 +103,9 @@ def responses(*errors: type[PosemuxError]) -> dict[int | str, dict[str, Any]]:
 
 async def _posemux_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PosemuxError)
+    reason = request.state.details["problem"] = error.type.rpartition("/")[2]
     if request.url.path == "/pose" and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        service_of(request).metrics.rejected.labels(error.type.rpartition("/")[2]).inc()
+        service_of(request).metrics.rejected.labels(reason).inc()
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return problem(
         request, error.status, error.detail, type=error.type, title=error.title, headers=headers

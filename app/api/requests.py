@@ -11,6 +11,7 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 from app.api.problems import internal_error
 from app.metrics import Metrics
@@ -27,8 +28,10 @@ class RequestRecorder:
     """ASGI middleware that names, logs and counts requests, and answers what nobody caught.
 
     It sets `request.state.request_id` (the client's `X-Request-ID` if that is sane) and
-    `request.state.begin` (in `time.perf_counter()`); the route of `POST /pose` sets
-    `request.state.representation` once it is known, for the metrics.
+    `request.state.begin` (in `time.perf_counter()`). What answers sets
+    `request.state.representation` once it is known, for the metrics, and adds to
+    `request.state.details` what belongs into the request's line in the log: nothing that the client
+    made up.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -46,6 +49,7 @@ class RequestRecorder:
         request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
         request.state.request_id = request_id
         request.state.representation = "none"
+        request.state.details = {}
         status: int | None = None
 
         async def send_on(message: Message) -> None:
@@ -55,27 +59,30 @@ class RequestRecorder:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_on)
-        except Exception:
-            _logger.exception("unhandled error id=%s", request_id)
-            if status is not None:
-                raise  # half an answer is under way: only hanging up is left
-            await internal_error(request)(scope, receive, send_on)
-        finally:
-            self._record(request, status or 499, perf_counter() - begin)
+        with bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_on)
+            except Exception:
+                _logger.exception("unhandled error")
+                if status is not None:
+                    raise  # half an answer is under way: only hanging up is left
+                await internal_error(request)(scope, receive, send_on)
+            finally:
+                self._record(request, status or 499, perf_counter() - begin)
 
     def _record(self, request: Request, status: int, seconds: float) -> None:
         path = request.scope["path"]
         quiet = path in _POLLED and status < 400
         _logger.log(
             logging.DEBUG if quiet else logging.INFO,
-            "%s %s %d %.1f ms id=%s",
-            request.method,
-            quote(path),
-            status,
-            seconds * 1000,
-            request.state.request_id,
+            "request",
+            extra={
+                "method": request.method,
+                "path": quote(path),
+                "status": status,
+                "duration_ms": round(1000 * seconds, 1),
+                **request.state.details,
+            },
         )
         if request.method == "POST" and path == "/pose":
             representation = request.state.representation
