@@ -11,20 +11,24 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, ProcessCollector
+from starlette.middleware.cors import CORSMiddleware
 
 import models
 from app import cpus, logs
-from app.api import Service, health, pose, problems
+from app.api import Service, access, health, pose, problems
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
 from app.detector import YoloDetector
 from app.engine import Engine
+from app.errors import TooManyRequestsError, UnauthorizedError
+from app.keys import KeyFile, Limits
 from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.runtime import Runtime
@@ -120,6 +124,9 @@ def create_app(
     Args:
         settings: from the environment if left out.
         build: makes the pipeline, on the engine's thread.
+
+    Raises:
+        ValueError: the file of keys cannot be used.
     """
     settings = settings or Settings()
     registry = CollectorRegistry()
@@ -133,6 +140,8 @@ def create_app(
         heartbeat_seconds=settings.heartbeat_seconds,
         metrics=metrics,
     )
+    keys = None if settings.api_keys_file is None else KeyFile(settings.api_keys_file)
+    limits = Limits(settings.key_rate, settings.key_burst, settings.key_concurrency)
     threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="images")
 
     @asynccontextmanager
@@ -153,11 +162,24 @@ def create_app(
         license_info={"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
         lifespan=lifespan,
     )
-    app.state.service = Service(settings, engine, metrics, registry, threads)
+    app.state.service = Service(settings, engine, metrics, registry, threads, keys, limits)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+        )
     app.add_middleware(RequestRecorder, metrics=metrics)
     problems.install(app)
-    for routes in (pose, model_routes, health):
-        app.include_router(routes.router)
+    guard: dict[str, Any] = {}
+    if keys is not None:
+        guard["dependencies"] = [Depends(access.admitted)]
+        guard["responses"] = problems.responses(UnauthorizedError, TooManyRequestsError)
+    for routes in (pose, model_routes):
+        app.include_router(routes.router, **guard)
+    app.include_router(health.router)
     return app
 
 
@@ -173,7 +195,7 @@ def serve(
         The process's exit code: 0, or 1 where the engine has failed.
 
     Raises:
-        ValueError: see `build_runtime`.
+        ValueError: see `build_runtime`; or the file of keys cannot be used.
         WeightsError: a pose model's weights are not on this machine.
     """
     # Here too, since it takes no time: what is wrong is one line, before anything starts.

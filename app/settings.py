@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -15,7 +16,18 @@ from models.catalogue import WEIGHTS_DIR
 
 
 def _split(value: object) -> object:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _origin(value: str) -> str:
+    if not re.fullmatch(r"\*|https?://[^/\s]+", value):
+        raise ValueError(f"{value} is not a web site's address without a path, nor *")
+    return value
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class Settings(BaseSettings):
@@ -101,6 +113,26 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=30.0, gt=0)
     """A device thread silent for longer counts as dead: /livez answers 503."""
 
+    api_keys_file: Path | None = None
+    """File of API keys, a line `name:key` for each, which is read again when it changes; without it
+    everybody may ask."""
+
+    key_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Requests a second with one name's API keys, on average; more are answered 429. 0 sets no
+    limit."""
+
+    key_burst: int = Field(default=10, ge=1)
+    """Requests with one name's API keys that may come at once after a pause, where there is a
+    rate."""
+
+    key_concurrency: int = Field(default=0, ge=0)
+    """Requests with one name's API keys that may be under way at the same time; more are answered
+    429. 0 sets no limit."""
+
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ()
+    """Web sites whose pages may ask from a browser, such as https://example.org, with commas
+    between them; * is every one."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, access log included: debug, info, warning or error."""
 
@@ -124,6 +156,13 @@ class Settings(BaseSettings):
         if loaded and representation not in {models.card(name).representation for name in loaded}:
             raise ValueError(f"none of the models {', '.join(loaded)} is of this representation")
         return representation
+
+    @field_validator("key_rate", "key_concurrency")
+    @classmethod
+    def _is_of_a_key(cls, limit: float, info: ValidationInfo) -> float:
+        if limit and info.data.get("api_keys_file") is None:
+            raise ValueError("there are no keys without POSE_API_KEYS_FILE")
+        return limit
 
     @field_validator("max_queue")
     @classmethod

@@ -10,6 +10,7 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry
 
 from app.engine import Engine
+from app.keys import KeyFile, Limits
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -25,6 +26,10 @@ class Service:
     """What `/metrics` shows."""
     threads: ThreadPoolExecutor
     """Decodes and encodes images, off the event loop."""
+    keys: KeyFile | None
+    """Who may ask; without it everybody."""
+    limits: Limits
+    """How much each of them may."""
 
 
 def service_of(request: Request) -> Service:

@@ -84,6 +84,9 @@ class RequestRecorder:
                 **request.state.details,
             },
         )
+        key = request.state.details.get("key")
+        if key is not None:
+            self._metrics.key_requests.labels(key, str(status)).inc()
         if request.method == "POST" and path == "/pose":
             representation = request.state.representation
             self._metrics.requests.labels(representation, str(status)).inc()
