@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
 from app.logs import Format
 from app.runtime import Choice
 from models.catalogue import WEIGHTS_DIR
+
+_PREFIX = "pose_"
+
+
+def _is_ours(variable: str) -> bool:
+    return variable.lower().startswith(_PREFIX)
 
 
 def _split(value: object) -> object:
@@ -34,7 +51,7 @@ class Settings(BaseSettings):
     """The service's settings: `POSE_PORT=9000 posemux serve`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POSE_", frozen=True, use_attribute_docstrings=True, extra="forbid"
+        env_prefix=_PREFIX, frozen=True, use_attribute_docstrings=True, extra="forbid"
     )
 
     host: str = "127.0.0.1"
@@ -139,6 +156,14 @@ class Settings(BaseSettings):
     log_format: Format = "console"
     """How it is logged: console, lines for people, or json, an object in each line."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _are_all_settings(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a misspelt variable, which could be the one that asks for keys."""
+        names = {name.lower().removeprefix(_PREFIX) for name in os.environ if _is_ours(name)}
+        # Not its value: nobody knows what that is.
+        return {**dict.fromkeys(names - cls.model_fields.keys()), **given}
+
     @field_validator("models")
     @classmethod
     def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -170,3 +195,34 @@ class Settings(BaseSettings):
         if max_queue < info.data.get("max_images", 0):
             raise ValueError("must be at least max_images: a request waits as a whole")
         return max_queue
+
+
+def complaints(error: ValidationError) -> Iterator[str]:
+    """What is wrong with settings: a line for each, with the variable's name."""
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        variable = _variable(name)
+        if problem["type"] == "extra_forbidden":
+            near = get_close_matches(name, Settings.model_fields, 1)
+            hint = f": did you mean {_variable(near[0])}?" if near else ""
+            yield f"{variable} is not a setting{hint}"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            meaning = Settings.model_fields[name].description or ""
+            yield " ".join(
+                f"{variable}={problem['input']!r}: {message}. It means: {meaning}".split()
+            )
+
+
+def listed(settings: Settings) -> Iterator[str]:
+    """Every setting as a line of a file of environment variables."""
+    for name, value in settings:
+        if value is None:
+            yield f"# {_variable(name)} is not set"
+        else:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            yield f"{_variable(name)}={text}"
+
+
+def _variable(name: str) -> str:
+    return (_PREFIX + name).upper()
