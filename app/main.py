@@ -33,6 +33,7 @@ from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.runtime import Runtime
 from app.settings import Settings
+from app.tracing import Tracing, tracing
 from models import catalogue
 
 _logger = logging.getLogger(__name__)
@@ -118,15 +119,17 @@ def create_app(
     settings: Settings | None = None,
     *,
     build: Callable[[Settings, Metrics], Pipeline] = build_pipeline,
+    traced: Callable[[Settings, str], Tracing] = tracing,
 ) -> FastAPI:
     """The ASGI application; its lifespan starts the engine, and drains it in the end.
 
     Args:
         settings: from the environment if left out.
         build: makes the pipeline, on the engine's thread.
+        traced: makes what sends traces, from the settings and this service's version.
 
     Raises:
-        ValueError: the file of keys cannot be used.
+        ValueError: the file of keys cannot be used, or there is nothing to send traces with.
     """
     settings = settings or Settings()
     registry = CollectorRegistry()
@@ -142,6 +145,7 @@ def create_app(
     )
     keys = None if settings.api_keys_file is None else KeyFile(settings.api_keys_file)
     limits = Limits(settings.key_rate, settings.key_burst, settings.key_concurrency)
+    spans = traced(settings, posemux_version())
     threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="images")
 
     @asynccontextmanager
@@ -150,6 +154,7 @@ def create_app(
         yield
         await asyncio.to_thread(engine.drain, settings.drain_seconds)
         threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(spans.shut_down)
 
     # FastAPI's own /docs loads its scripts from the internet.
     app = FastAPIOffline(
@@ -162,7 +167,7 @@ def create_app(
         license_info={"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
         lifespan=lifespan,
     )
-    app.state.service = Service(settings, engine, metrics, registry, threads, keys, limits)
+    app.state.service = Service(settings, engine, metrics, registry, threads, keys, limits, spans)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -171,7 +176,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
         )
-    app.add_middleware(RequestRecorder, metrics=metrics)
+    app.add_middleware(RequestRecorder, metrics=metrics, tracing=spans)
     problems.install(app)
     guard: dict[str, Any] = {}
     if keys is not None:
@@ -195,7 +200,7 @@ def serve(
         The process's exit code: 0, or 1 where the engine has failed.
 
     Raises:
-        ValueError: see `build_runtime`; or the file of keys cannot be used.
+        ValueError: see `build_runtime` and `create_app`.
         WeightsError: a pose model's weights are not on this machine.
     """
     # Here too, since it takes no time: what is wrong is one line, before anything starts.

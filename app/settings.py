@@ -156,6 +156,10 @@ class Settings(BaseSettings):
     log_format: Format = "console"
     """How it is logged: console, lines for people, or json, an object in each line."""
 
+    traces: bool = False
+    """Whether traces are sent by OpenTelemetry, which `posemux[otel]` brings; its own variables,
+    such as OTEL_EXPORTER_OTLP_ENDPOINT, tell where to."""
+
     @model_validator(mode="before")
     @classmethod
     def _are_all_settings(cls, given: dict[str, Any]) -> dict[str, Any]:

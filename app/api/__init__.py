@@ -13,6 +13,7 @@ from app.engine import Engine
 from app.keys import KeyFile, Limits
 from app.metrics import Metrics
 from app.settings import Settings
+from app.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Service:
     """Who may ask; without it everybody."""
     limits: Limits
     """How much each of them may."""
+    tracing: Tracing
+    """Where spans go, if anywhere."""
 
 
 def service_of(request: Request) -> Service:

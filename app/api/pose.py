@@ -412,10 +412,13 @@ async def _estimate(
     """Decode one image and have its poses estimated, as soon as a thread and the device can."""
     with _naming(index, len(encoded)):
         image, seconds = await _in_thread(service, _decode, service, encoded[index])
+        service.tracing.stages({"decode": seconds}, index)
         _check_boxes(options.boxes, image)
         future = service.engine.submit(image, options, deadline)
         # Cancelled together: a job that nobody waits for leaves the queue.
-        return _Answered(image, await asyncio.wrap_future(future), seconds)
+        poses = await asyncio.wrap_future(future)
+        service.tracing.stages({stage: poses.timings[stage] for stage in _STAGES}, index)
+        return _Answered(image, poses, seconds)
 
 
 def _options(settings: Settings, query: PoseQuery, card: Card) -> Options:
@@ -526,12 +529,14 @@ def _decode(service: Service, data: bytes) -> tuple[Image, float]:
 
 def _drawing(service: Service, one: _Answered, media_type: str) -> bytes:
     poses = one.poses
-    with service.metrics.stage_duration.labels("encode").time():
-        skeleton = models.card(poses.model).architecture.skeleton
-        drawn = render.draw(
-            one.image, poses.keypoints, poses.boxes, poses.scores, skeleton=skeleton
-        )
-        return render.encode(drawn, "jpeg" if media_type == "image/jpeg" else "png")
+    begin = perf_counter()
+    skeleton = models.card(poses.model).architecture.skeleton
+    drawn = render.draw(one.image, poses.keypoints, poses.boxes, poses.scores, skeleton=skeleton)
+    body = render.encode(drawn, "jpeg" if media_type == "image/jpeg" else "png")
+    seconds = perf_counter() - begin
+    service.metrics.stage_duration.labels("encode").observe(seconds)
+    service.tracing.stages({"encode": seconds}, 0)
+    return body
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Around every request: its id, its line in the log, its count in the metrics."""
+"""Around every request: its id, its line in the log, its count in the metrics, its trace."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from structlog.contextvars import bound_contextvars
 
 from app.api.problems import internal_error
 from app.metrics import Metrics
+from app.tracing import Tracing
 
 _logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _POLLED = ("/livez", "/readyz", "/metrics")
 
 
 class RequestRecorder:
-    """ASGI middleware that names, logs and counts requests, and answers what nobody caught.
+    """ASGI middleware that names, logs, counts and traces requests, and answers what nobody caught.
 
     It sets `request.state.request_id` (the client's `X-Request-ID` if that is sane) and
     `request.state.begin` (in `time.perf_counter()`). What answers sets
@@ -34,9 +35,11 @@ class RequestRecorder:
     made up.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
+        self._untraced = Tracing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -59,7 +62,9 @@ class RequestRecorder:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        with bound_contextvars(request_id=request_id):
+        polled = request.scope["path"] in _POLLED
+        tracing = self._untraced if polled else self._tracing
+        with bound_contextvars(request_id=request_id), tracing.request(request):
             try:
                 await self._app(scope, receive, send_on)
             except Exception:
@@ -68,6 +73,7 @@ class RequestRecorder:
                     raise  # half an answer is under way: only hanging up is left
                 await internal_error(request)(scope, receive, send_on)
             finally:
+                tracing.answered(request, status or 499)
                 self._record(request, status or 499, perf_counter() - begin)
 
     def _record(self, request: Request, status: int, seconds: float) -> None:
