@@ -290,6 +290,7 @@ class Engine:
             with self._changed:
                 self._warm = True
                 self._show_ready()
+            _logger.info("ready")
             while self._next_batch():
                 self._answer(pipeline)
         except BaseException as error:

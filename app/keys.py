@@ -75,7 +75,7 @@ class KeyFile:
         except ValueError as error:
             _logger.error("the API keys stay as they were: %s", error)
         else:
-            _logger.info("the API keys were read again: there are %d", len(self._names))
+            _logger.info("the API keys were read again, %d of them", len(self._names))
 
     def _state(self) -> tuple[int, ...] | None:
         """What is another one after a change, a replacement through symbolic links too."""
