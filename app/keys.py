@@ -41,7 +41,7 @@ class KeyFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = path.expanduser()
         self._seen = self._state()
         self._names = self._read()
         self._next_look = monotonic() + _LOOK

@@ -141,7 +141,14 @@ def test_readme_names_every_option_of_serve(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "Dockerfile", "docker-compose.yml", "docker-compose.cpu.yml", str(ALERTS)],
+    [
+        "README.md",
+        "docs/security.md",
+        "Dockerfile",
+        "docker-compose.yml",
+        "docker-compose.cpu.yml",
+        str(ALERTS),
+    ],
     ids=lambda name: Path(name).name,
 )
 def test_settings_named_elsewhere_exist(name: str) -> None:

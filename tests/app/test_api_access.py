@@ -5,6 +5,7 @@ import pytest
 
 from app import cli
 from tests.app.api_support import PATIENCE, png
+from tests.app.test_api_pose import MEGABYTE, Asgi
 
 GOOD = png(1, 2, 51)
 ALICE, BOB = "alice-0123456789", "bob-0123456789ab"
@@ -136,6 +137,14 @@ def test_a_key_may_ask_so_much_at_the_same_time(guarded):
     running.pipeline.poisoned = 77
     for content in (b"rubbish", png(77, 0, 0), GOOD, GOOD):
         assert running.post(content).status_code != 429
+
+
+def test_the_place_of_a_client_that_goes_is_free_again(guarded):
+    running = guarded(key_concurrency=1)
+    messages = [{**MEGABYTE, "body": GOOD[:50]}, {"type": "http.disconnect"}]
+    request = Asgi({"content-type": "image/png", "x-api-key": ALICE}, iter(messages))
+    assert running.client.portal.call(request, running.app) == 499
+    running.works()
 
 
 def test_a_file_that_cannot_be_used_is_one_line_at_the_start(path, monkeypatch, capsys):
