@@ -13,6 +13,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -150,6 +151,10 @@ class Settings(BaseSettings):
     """Web sites whose pages may ask from a browser, such as https://example.org, with commas
     between them; * is every one."""
 
+    client_key: SecretStr | None = None
+    """API key that `posemux evaluate --url` and `posemux bench` send to a service that needs
+    one."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, access log included: debug, info, warning or error."""
 
@@ -159,6 +164,13 @@ class Settings(BaseSettings):
     traces: bool = False
     """Whether traces are sent by OpenTelemetry, which `posemux[otel]` brings; its own variables,
     such as OTEL_EXPORTER_OTLP_ENDPOINT, tell where to."""
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The headers that this service's own clients send `client_key` in."""
+        if self.client_key is None:
+            return {}
+        return {"X-API-Key": self.client_key.get_secret_value()}
 
     @model_validator(mode="before")
     @classmethod

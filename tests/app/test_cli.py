@@ -421,9 +421,11 @@ def test_settings_are_shown_without_keys(
     keys = tmp_path / "keys"
     keys.write_text("bob:bob-0123456789ab\nalice:alice-0123456789\n")
     monkeypatch.setenv("POSE_API_KEYS_FILE", str(keys))
+    monkeypatch.setenv("POSE_CLIENT_KEY", "mine-0123456789")
     assert cli.main(["serve", "--port", "9000", "--show-settings"]) == 0
     told = capsys.readouterr().out
     lines = told.splitlines()
     assert {"POSE_PORT=9000", f"POSE_API_KEYS_FILE={keys}"} <= set(lines)
+    assert "POSE_CLIENT_KEY=**********" in lines
     assert lines[-1] == "# names with API keys: alice, bob"
     assert "0123456789" not in told

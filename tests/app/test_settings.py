@@ -102,12 +102,12 @@ def test_web_sites():
             Settings(cors_origins=wrong)
 
 
-@pytest.mark.parametrize("variable", ["POSE_API_KEY_FILE", "pose_api_key_file"])
+@pytest.mark.parametrize("variable", ["POSE_API_KEY_FILE", "pose_api_key_file", "POSE_API_KEYS"])
 def test_a_misspelt_variable_is_refused_without_its_value(monkeypatch, variable):
     monkeypatch.setenv(variable, "a secret")
     with pytest.raises(ValidationError) as refused:
         Settings()
-    told = "POSE_API_KEY_FILE is not a setting: did you mean POSE_API_KEYS_FILE?"
+    told = f"{variable.upper()} is not a setting: did you mean POSE_API_KEYS_FILE?"
     assert list(complaints(refused.value)) == [told]
 
 
