@@ -7,7 +7,6 @@ lines, uvicorn's too. A line that is about a request carries its `request_id`.
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import textwrap
 from typing import Literal
@@ -20,8 +19,6 @@ Format = Literal["console", "json"]
 #: Whose lines below warnings are shown. Other libraries' may hold parts of images, such as Pillow's
 #: of EXIF.
 _OWN = ("app", "models", "uvicorn")
-#: What could end a line or steer a terminal.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def configure(form: Format, level: str) -> None:
@@ -90,4 +87,5 @@ def _escaped(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
 
 
 def _escape(text: str) -> str:
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    # What is not printable can end a line, steer a terminal, or turn the writing's direction.
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import pytest
 
 from app import cli
@@ -9,7 +10,7 @@ from app.bench import sweep
 from app.bench.load import closed_loop, in_turn
 from app.bench.sweep import Sweep
 from app.settings import Settings
-from tests.app.api_support import png
+from tests.app.api_support import PATIENCE, png
 from tests.photos import BUS
 
 PHOTO = png(7, 8, 9)
@@ -30,6 +31,16 @@ def test_the_key_goes_into_a_header_and_nowhere_else(monkeypatch):
     assert settings.credentials == {"X-API-Key": KEY}
     assert KEY not in repr(settings)
     assert KEY not in settings.model_dump_json()
+
+
+def test_a_strangers_upload_ends_well(served):
+    with httpx.Client(timeout=PATIENCE, trust_env=False) as client:
+        for key, status in (("nobody-0123456789", 401), (KEY, 200), (None, 401), (KEY, 200)):
+            headers = {"Content-Type": "image/png"} | ({"X-API-Key": key} if key else {})
+            # More than fits into the kernel's buffers, behind an image that is whole.
+            content = PHOTO + bytes(8_000_000)
+            answer = client.post(f"{served}/pose", content=content, headers=headers)
+            assert answer.status_code == status
 
 
 @pytest.mark.parametrize(("key", "status"), [(KEY, "200"), (None, "401")])

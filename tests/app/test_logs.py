@@ -15,7 +15,7 @@ from app.settings import Settings
 from tests.app.api_support import FakePipeline, encode, png
 
 GOOD = png(1, 2, 51)
-EVIL = "a\nb\r\x1b[31m\u2028\x00\ud800"
+EVIL = "a\nb\r\x1b[31m\u2028\u202e\x00\ud800"
 
 
 def requests(lines):
@@ -155,7 +155,8 @@ def test_everything_that_a_service_says_is_json(restored, monkeypatch, capsys):
     assert serve(Settings(port=0, log_format="json"), build=lambda *_: Told()) == 0
     told = capsys.readouterr()
     lines = [json.loads(line) for line in told.err.splitlines()]
-    assert {line["logger"] for line in lines} == {"app.main", "py.warnings", "uvicorn.error"}
+    loggers = {line["logger"] for line in lines}
+    assert loggers == {"app.engine", "app.main", "py.warnings", "uvicorn.error"}
     assert all(line.keys() >= {"timestamp", "level", "event"} for line in lines)
     assert "color_message" not in told.err
     assert told.out == ""
