@@ -24,11 +24,12 @@ from app.calibrate import calibrate_models, describe
 from app.detector import train_detector
 from app.errors import PosemuxError
 from app.evaluate import Evaluation, UsageError, evaluate_detector, evaluate_poses, table
+from app.keys import KeyFile
 from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
 from app.quantise import note_ranges
 from app.schemas import coco_results
-from app.settings import Settings
+from app.settings import Settings, complaints, listed
 from models import catalogue, conversion, downloads, export
 from models.calibration import draw_reliability
 from models.training import recipes
@@ -45,9 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except ValidationError as error:
-        for problem in error.errors():
-            name = "_".join(str(part) for part in problem["loc"]).upper()
-            print(f"posemux: setting POSE_{name}: {problem['msg']}", file=sys.stderr)
+        for complaint in complaints(error):
+            print(f"posemux: {complaint}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(
@@ -70,7 +70,13 @@ def _serve(options: argparse.Namespace) -> int:
     from app.main import serve
 
     given = {name: getattr(options, name) for name in ("host", "port")}
-    return serve(Settings(**{name: value for name, value in given.items() if value is not None}))
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    if options.show_settings:
+        print(*listed(settings), sep="\n")
+        if settings.api_keys_file is not None:
+            print("# names with API keys:", ", ".join(KeyFile(settings.api_keys_file).names))
+        return 0
+    return serve(settings)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -373,6 +379,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="answer POST /pose over HTTP; settings are POSE_*")
     serve.add_argument("--host", help="address to listen on (POSE_HOST)")
     serve.add_argument("--port", type=int, help="port to listen on (POSE_PORT)")
+    serve.add_argument(
+        "--show-settings",
+        action="store_true",
+        help="print all settings, as a file of environment variables, and do not serve",
+    )
     serve.set_defaults(run=_serve)
 
     predict = commands.add_parser("predict", help="find the poses in pictures")

@@ -12,7 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -48,6 +49,8 @@ class _Job:
     future: Future[Poses]
     queued_at: float
     waited: float = 0.0
+    context: Context = field(default_factory=copy_context)
+    """Whose it is: what is logged about it names the request."""
 
 
 class Reservation:
@@ -285,6 +288,7 @@ class Engine:
             pipeline.warm_up()
             with self._changed:
                 self._warm = True
+            _logger.info("ready")
             while self._next_batch():
                 self._answer(pipeline)
         except BaseException as error:
@@ -333,7 +337,8 @@ class Engine:
             out_of_memory = _is_out_of_memory(error)
             if not out_of_memory and _is_sticky(error):
                 raise
-            _logger.warning("a batch of %d images failed", len(jobs), exc_info=error)
+            context = jobs[0].context if len(jobs) == 1 else copy_context()
+            context.run(_logger.warning, "a batch of %d images failed", len(jobs), exc_info=error)
             if len(jobs) == 1:
                 jobs[0].future.set_exception(_public(error))
                 return

@@ -8,6 +8,7 @@
     ├── TooLargeError               413  bytes, pixels or images
     ├── UnsupportedImageTypeError   415  not an image
     ├── InvalidParameterError       422
+    ├── TooManyRequestsError        429  of one key, with Retry-After
     ├── CancelledJobError           499  the client went away: nobody reads this one
     ├── InferenceError              500
     ├── BusyError                   503  with Retry-After
@@ -102,6 +103,23 @@ class InvalidParameterError(PosemuxError):
     status = 422
     type = "/problems/invalid-parameter"
     title = "A parameter is invalid"
+
+
+class TooManyRequestsError(PosemuxError):
+    """A key has asked more often, or more at once, than it may.
+
+    Args:
+        detail: what there is too much of.
+        retry_after: seconds in which the key may ask again.
+    """
+
+    status = 429
+    type = "/problems/too-many-requests"
+    title = "Too many requests with this key"
+
+    def __init__(self, detail: str, retry_after: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 class CancelledJobError(PosemuxError):

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -165,7 +165,7 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
             )
             answers = ask_pipeline(pipeline, settings, question, bar)
         else:
-            answers = _ask_service(asked.url, question, bar)
+            answers = _ask_service(asked.url, question, bar, settings.credentials)
         begin = time.perf_counter()
         results = [result for found in answers for result in _as_detected(found, people, card)]
         seconds = time.perf_counter() - begin
@@ -232,7 +232,9 @@ def ask_pipeline(
             yield coco_results(entry["id"], poses, digits)
 
 
-def _ask_service(url: str, question: Question, entries: Iterable[Dataset]) -> Iterator[Results]:
+def _ask_service(
+    url: str, question: Question, entries: Iterable[Dataset], credentials: Mapping[str, str]
+) -> Iterator[Results]:
     """Each picture's COCO results by a running service."""
     for entry in entries:
         query = {
@@ -245,7 +247,7 @@ def _ask_service(url: str, question: Question, entries: Iterable[Dataset]) -> It
         request = urllib.request.Request(
             f"{url.rstrip('/')}/pose?{urllib.parse.urlencode(query)}",
             data=question.pictures.read(entry["file_name"]),
-            headers={"Content-Type": "application/octet-stream"},
+            headers={"Content-Type": "application/octet-stream", **credentials},
         )
         try:
             with urllib.request.urlopen(request) as answer:

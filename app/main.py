@@ -11,24 +11,29 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, ProcessCollector
+from starlette.middleware.cors import CORSMiddleware
 
 import models
-from app import cpus
-from app.api import Service, health, pose, problems
+from app import cpus, logs
+from app.api import Service, access, health, pose, problems
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
 from app.detector import YoloDetector
 from app.engine import Engine
+from app.errors import TooManyRequestsError, UnauthorizedError
+from app.keys import KeyFile, Limits
 from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.runtime import Runtime
 from app.settings import Settings
+from app.tracing import Tracing, tracing
 from models import catalogue
 from models.quantisation import read_ranges
 
@@ -118,12 +123,17 @@ def create_app(
     settings: Settings | None = None,
     *,
     build: Callable[[Settings, Metrics], Pipeline] = build_pipeline,
+    traced: Callable[[Settings, str], Tracing] = tracing,
 ) -> FastAPI:
     """The ASGI application; its lifespan starts the engine, and drains it in the end.
 
     Args:
         settings: from the environment if left out.
         build: makes the pipeline, on the engine's thread.
+        traced: makes what sends traces, from the settings and this service's version.
+
+    Raises:
+        ValueError: the file of keys cannot be used, or there is nothing to send traces with.
     """
     settings = settings or Settings()
     registry = CollectorRegistry()
@@ -137,6 +147,9 @@ def create_app(
         heartbeat_seconds=settings.heartbeat_seconds,
         metrics=metrics,
     )
+    keys = None if settings.api_keys_file is None else KeyFile(settings.api_keys_file)
+    limits = Limits(settings.key_rate, settings.key_burst, settings.key_concurrency)
+    spans = traced(settings, posemux_version())
     threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="images")
 
     @asynccontextmanager
@@ -145,6 +158,7 @@ def create_app(
         yield
         await asyncio.to_thread(engine.drain, settings.drain_seconds)
         threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(spans.shut_down)
 
     # FastAPI's own /docs loads its scripts from the internet.
     app = FastAPIOffline(
@@ -157,11 +171,24 @@ def create_app(
         license_info={"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
         lifespan=lifespan,
     )
-    app.state.service = Service(settings, engine, metrics, registry, threads)
-    app.add_middleware(RequestRecorder, metrics=metrics)
+    app.state.service = Service(settings, engine, metrics, registry, threads, keys, limits, spans)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+        )
+    app.add_middleware(RequestRecorder, metrics=metrics, tracing=spans)
     problems.install(app)
-    for routes in (pose, model_routes, health):
-        app.include_router(routes.router)
+    guard: dict[str, Any] = {}
+    if keys is not None:
+        guard["dependencies"] = [Depends(access.admitted)]
+        guard["responses"] = problems.responses(UnauthorizedError, TooManyRequestsError)
+    for routes in (pose, model_routes):
+        app.include_router(routes.router, **guard)
+    app.include_router(health.router)
     return app
 
 
@@ -177,16 +204,14 @@ def serve(
         The process's exit code: 0, or 1 where the engine has failed.
 
     Raises:
-        ValueError: see `build_runtime`.
+        ValueError: see `build_runtime` and `create_app`.
         WeightsError: a pose model's weights are not on this machine.
     """
     # Here too, since it takes no time: what is wrong is one line, before anything starts.
     build_runtime(settings)
     for name in settings.models:
         catalogue.require(models.card(name), settings.weights_dir)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_format, settings.log_level)
     app = create_app(settings, build=build)
     engine: Engine = app.state.service.engine
     config = uvicorn.Config(

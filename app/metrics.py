@@ -76,6 +76,12 @@ class Metrics:
         self.rejected = Counter(
             "pose_rejected_total", "Requests refused, by reason.", ["reason"], registry=at
         )
+        self.key_requests = Counter(
+            "pose_key_requests_total",
+            "Answered requests that brought an API key, by its name in the file of keys.",
+            ["key", "status"],
+            registry=at,
+        )
         self.batch_failures = Counter(
             "pose_batch_failures_total",
             "Batches that raised; each was retried in smaller parts, down to single images.",

@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
+from app.logs import Format
 from app.runtime import Choice, Precision
 from models.catalogue import WEIGHTS_DIR
 
+_PREFIX = "pose_"
+
+
+def _is_ours(variable: str) -> bool:
+    return variable.lower().startswith(_PREFIX)
+
 
 def _split(value: object) -> object:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _origin(value: str) -> str:
+    if not re.fullmatch(r"\*|https?://[^/\s]+", value):
+        raise ValueError(f"{value} is not a web site's address without a path, nor *")
+    return value
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 
 
 class Settings(BaseSettings):
     """The service's settings: `POSE_PORT=9000 posemux serve`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POSE_", frozen=True, use_attribute_docstrings=True, extra="forbid"
+        env_prefix=_PREFIX, frozen=True, use_attribute_docstrings=True, extra="forbid"
     )
 
     host: str = "127.0.0.1"
@@ -104,8 +135,54 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=30.0, gt=0)
     """A device thread silent for longer counts as dead: /livez answers 503."""
 
+    api_keys_file: Path | None = None
+    """File of API keys, a line `name:key` for each, which is read again when it changes; without it
+    everybody may ask."""
+
+    key_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Requests a second with one name's API keys, on average; more are answered 429. 0 sets no
+    limit."""
+
+    key_burst: int = Field(default=10, ge=1)
+    """Requests with one name's API keys that may come at once after a pause, where there is a
+    rate."""
+
+    key_concurrency: int = Field(default=0, ge=0)
+    """Requests with one name's API keys that may be under way at the same time; more are answered
+    429. 0 sets no limit."""
+
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ()
+    """Web sites whose pages may ask from a browser, such as https://example.org, with commas
+    between them; * is every one."""
+
+    client_key: SecretStr | None = None
+    """API key that `posemux evaluate --url` and `posemux bench` send to a service that needs
+    one."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, access log included: debug, info, warning or error."""
+
+    log_format: Format = "console"
+    """How it is logged: console, lines for people, or json, an object in each line."""
+
+    traces: bool = False
+    """Whether traces are sent by OpenTelemetry, which `posemux[otel]` brings; its own variables,
+    such as OTEL_EXPORTER_OTLP_ENDPOINT, tell where to."""
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The headers that this service's own clients send `client_key` in."""
+        if self.client_key is None:
+            return {}
+        return {"X-API-Key": self.client_key.get_secret_value()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_all_settings(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a misspelt variable, which could be the one that asks for keys."""
+        names = {name.lower().removeprefix(_PREFIX) for name in os.environ if _is_ours(name)}
+        # Not its value: nobody knows what that is.
+        return {**dict.fromkeys(names - cls.model_fields.keys()), **given}
 
     @field_validator("models")
     @classmethod
@@ -125,9 +202,47 @@ class Settings(BaseSettings):
             raise ValueError(f"none of the models {', '.join(loaded)} is of this representation")
         return representation
 
+    @field_validator("key_rate", "key_concurrency")
+    @classmethod
+    def _is_of_a_key(cls, limit: float, info: ValidationInfo) -> float:
+        if limit and info.data.get("api_keys_file") is None:
+            raise ValueError("there are no keys without POSE_API_KEYS_FILE")
+        return limit
+
     @field_validator("max_queue")
     @classmethod
     def _holds_a_request(cls, max_queue: int, info: ValidationInfo) -> int:
         if max_queue < info.data.get("max_images", 0):
             raise ValueError("must be at least max_images: a request waits as a whole")
         return max_queue
+
+
+def complaints(error: ValidationError) -> Iterator[str]:
+    """What is wrong with settings: a line for each, with the variable's name."""
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        variable = _variable(name)
+        if problem["type"] == "extra_forbidden":
+            near = get_close_matches(name, Settings.model_fields, 1)
+            hint = f": did you mean {_variable(near[0])}?" if near else ""
+            yield f"{variable} is not a setting{hint}"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            meaning = Settings.model_fields[name].description or ""
+            yield " ".join(
+                f"{variable}={problem['input']!r}: {message}. It means: {meaning}".split()
+            )
+
+
+def listed(settings: Settings) -> Iterator[str]:
+    """Every setting as a line of a file of environment variables."""
+    for name, value in settings:
+        if value is None:
+            yield f"# {_variable(name)} is not set"
+        else:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            yield f"{_variable(name)}={text}"
+
+
+def _variable(name: str) -> str:
+    return (_PREFIX + name).upper()

@@ -1,8 +1,12 @@
+import io
+import json
+import logging
 import threading
 
 import pytest
 import uvicorn
 
+from app import logs
 from app.main import _Server
 from tests.app.api_support import PATIENCE, Running
 from tests.photos import BUS
@@ -44,6 +48,22 @@ def served(running):
     server.should_exit = True
     thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def logged():
+    """Logs as the service does, everything, as JSON: returns the lines so far."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.formatter("json"))
+    handler.addFilter(logs.is_shown)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel("DEBUG")
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -12,23 +12,85 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import app.errors
 import models
+from app import cli
+from app.errors import CancelledJobError, PosemuxError
+from app.main import create_app
+from app.metrics import Metrics
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_readme_lists_every_setting() -> None:
-    readme = (ROOT / "README.md").read_text()
-    names = {f"POSE_{field.upper()}" for field in Settings.model_fields}
-    assert {name for name in names if not re.search(rf"\b{name}\b", readme)} == set()
+def rows() -> set[str]:
+    """The rows of README's tables."""
+    return {line for line in README.splitlines() if line.startswith("|")}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_readme_lists_every_setting_with_its_default_and_meaning(name: str) -> None:
+    field = Settings.model_fields[name]
+    meaning = " ".join((field.description or "").split())
+    [row] = [row for row in rows() if row.startswith(f"| `POSE_{name.upper()}` |")]
+    assert row.endswith(f" | {meaning} |")
+    if field.default not in (None, ()):
+        default = field.default
+        text = ",".join(default) if isinstance(default, tuple) else str(default)
+        assert f" | `{text}` | " in row
+
+
+def test_readme_lists_every_metric_with_its_labels_and_meaning() -> None:
+    metrics = vars(Metrics()).values()
+    described = {
+        f"{metric._name}{'_total' * (metric._type == 'counter')}"
+        f"{'{' * bool(metric._labelnames)}{','.join(metric._labelnames)}"
+        f"{'}' * bool(metric._labelnames)}": metric._documentation
+        for metric in metrics
+    }
+    assert {f"| `{name}` | {meaning} |" for name, meaning in described.items()} == {
+        row for row in rows() if row.startswith("| `pose_")
+    }
+
+
+def test_readme_lists_every_problem_with_its_status() -> None:
+    errors = [value for value in vars(app.errors).values() if isinstance(value, type)]
+    problems = {
+        (str(error.status), error.type)
+        for error in errors
+        if issubclass(error, PosemuxError) and error is not CancelledJobError
+    }
+    listed = {
+        (status, kind)
+        for status, kinds in re.findall(
+            r"^\| (\d{3})[^|]*\| ([^|]*/problems/[^|]*)", README, re.MULTILINE
+        )
+        for kind in re.findall(r"`(.+?)`", kinds)
+    }
+    assert listed == problems
+
+
+def test_readme_names_every_endpoint() -> None:
+    paths = create_app(Settings()).openapi()["paths"]
+    assert paths
+    named = set(re.findall(r"`(?:[A-Z]+ )?(/[a-z]*)`", README))
+    assert paths.keys() - named == set()
+
+
+def test_readme_names_every_option_of_serve(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    [line] = re.findall(r"^posemux serve .*", README, re.MULTILINE)
+    assert set(re.findall(r"--[a-z-]+", line)) == options
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("README.md", "docs/operations.md", "Dockerfile"),
+        *("README.md", "docs/operations.md", "docs/security.md", "Dockerfile"),
         *("docker-compose.yml", "docker-compose.cpu.yml"),
         *("docker/prometheus/alerts.yml", "docker/nginx/posemux.conf"),
     ],

@@ -10,8 +10,10 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry
 
 from app.engine import Engine
+from app.keys import KeyFile, Limits
 from app.metrics import Metrics
 from app.settings import Settings
+from app.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Service:
     """What `/metrics` shows."""
     threads: ThreadPoolExecutor
     """Decodes and encodes images, off the event loop."""
+    keys: KeyFile | None
+    """Who may ask; without it everybody."""
+    limits: Limits
+    """How much each of them may."""
+    tracing: Tracing
+    """Where spans go, if anywhere."""
 
 
 def service_of(request: Request) -> Service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter
@@ -178,6 +179,7 @@ async def estimate_poses(
     _refuse_repeated(request)
     card = choose(service.settings, query.representation, query.model)
     request.state.representation = card.representation
+    request.state.details.update(representation=card.representation, model=card.name)
     options = _options(service.settings, query, card)
     media_type = negotiate(",".join(request.headers.getlist("Accept")))
     encoded = await _read_images(request, service.settings)
@@ -391,6 +393,11 @@ async def _answer(
             "decode": max(image.decode_seconds for image in done),
             **{stage: max(image.poses.timings[stage] for image in done) for stage in _STAGES},
         }
+        request.state.details.update(
+            images=len(done),
+            people=sum(len(image.poses.scores) for image in done),
+            timings_ms=_milliseconds(timings),
+        )
         if media_type == _JSON:
             body = _body(request, done, timings)
         else:
@@ -405,10 +412,13 @@ async def _estimate(
     """Decode one image and have its poses estimated, as soon as a thread and the device can."""
     with _naming(index, len(encoded)):
         image, seconds = await _in_thread(service, _decode, service, encoded[index])
+        service.tracing.stages({"decode": seconds}, index)
         _check_boxes(options.boxes, image)
         future = service.engine.submit(image, options, deadline)
         # Cancelled together: a job that nobody waits for leaves the queue.
-        return _Answered(image, await asyncio.wrap_future(future), seconds)
+        poses = await asyncio.wrap_future(future)
+        service.tracing.stages({stage: poses.timings[stage] for stage in _STAGES}, index)
+        return _Answered(image, poses, seconds)
 
 
 def _options(settings: Settings, query: PoseQuery, card: Card) -> Options:
@@ -480,12 +490,13 @@ def _body(request: Request, done: Sequence[_Answered], timings: Mapping[str, flo
                 for index, one in enumerate(done)
                 for result in coco_results(index, one.poses)
             ],
-            "timings_ms": {
-                stage: round(1000 * seconds, 2)
-                for stage, seconds in {**timings, "total": total}.items()
-            },
+            "timings_ms": _milliseconds({**timings, "total": total}),
         }
     )
+
+
+def _milliseconds(timings: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(1000 * seconds, 2) for stage, seconds in timings.items()}
 
 
 # ------------------------------------------------------------------------------- in other threads
@@ -494,7 +505,7 @@ def _body(request: Request, done: Sequence[_Answered], timings: Mapping[str, flo
 async def _in_thread(
     service: Service, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    call = partial(function, *args, **kwargs)
+    call = partial(copy_context().run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(service.threads, call)
 
 
@@ -518,12 +529,14 @@ def _decode(service: Service, data: bytes) -> tuple[Image, float]:
 
 def _drawing(service: Service, one: _Answered, media_type: str) -> bytes:
     poses = one.poses
-    with service.metrics.stage_duration.labels("encode").time():
-        skeleton = models.card(poses.model).architecture.skeleton
-        drawn = render.draw(
-            one.image, poses.keypoints, poses.boxes, poses.scores, skeleton=skeleton
-        )
-        return render.encode(drawn, "jpeg" if media_type == "image/jpeg" else "png")
+    begin = perf_counter()
+    skeleton = models.card(poses.model).architecture.skeleton
+    drawn = render.draw(one.image, poses.keypoints, poses.boxes, poses.scores, skeleton=skeleton)
+    body = render.encode(drawn, "jpeg" if media_type == "image/jpeg" else "png")
+    seconds = perf_counter() - begin
+    service.metrics.stage_duration.labels("encode").observe(seconds)
+    service.tracing.stages({"encode": seconds}, 0)
+    return body
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def responses(*errors: type[PosemuxError]) -> dict[int | str, dict[str, Any]]:
                 "request_id": "5f0c6f4a3b1e4d0f9a5c7d2e8b6a1c3d",
             }
         }
-        if error.retry_after is not None or error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if error.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
             entry["headers"] = {
                 "Retry-After": {
                     "description": "Seconds after which to try again.",
@@ -103,9 +103,12 @@ def responses(*errors: type[PosemuxError]) -> dict[int | str, dict[str, Any]]:
 
 async def _posemux_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PosemuxError)
+    reason = request.state.details["problem"] = error.type.rpartition("/")[2]
     if request.url.path == "/pose" and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        service_of(request).metrics.rejected.labels(error.type.rpartition("/")[2]).inc()
+        service_of(request).metrics.rejected.labels(reason).inc()
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="posemux"'
     return problem(
         request, error.status, error.detail, type=error.type, title=error.title, headers=headers
     )

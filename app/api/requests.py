@@ -1,4 +1,4 @@
-"""Around every request: its id, its line in the log, its count in the metrics."""
+"""Around every request: its id, its line in the log, its count in the metrics, its trace."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
 from app.api.problems import internal_error
 from app.metrics import Metrics
+from app.tracing import Tracing
 
 _logger = logging.getLogger(__name__)
 
@@ -24,16 +26,20 @@ _POLLED = ("/livez", "/readyz", "/metrics")
 
 
 class RequestRecorder:
-    """ASGI middleware that names, logs and counts requests, and answers what nobody caught.
+    """ASGI middleware that names, logs, counts and traces requests, and answers what nobody caught.
 
     It sets `request.state.request_id` (the client's `X-Request-ID` if that is sane) and
-    `request.state.begin` (in `time.perf_counter()`); the route of `POST /pose` sets
-    `request.state.representation` once it is known, for the metrics.
+    `request.state.begin` (in `time.perf_counter()`). What answers sets
+    `request.state.representation` once it is known, for the metrics, and adds to
+    `request.state.details` what belongs into the request's line in the log: nothing that the client
+    made up.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
+        self._untraced = Tracing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -46,6 +52,7 @@ class RequestRecorder:
         request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
         request.state.request_id = request_id
         request.state.representation = "none"
+        request.state.details = {}
         status: int | None = None
 
         async def send_on(message: Message) -> None:
@@ -55,28 +62,37 @@ class RequestRecorder:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_on)
-        except Exception:
-            _logger.exception("unhandled error id=%s", request_id)
-            if status is not None:
-                raise  # half an answer is under way: only hanging up is left
-            await internal_error(request)(scope, receive, send_on)
-        finally:
-            self._record(request, status or 499, perf_counter() - begin)
+        polled = request.scope["path"] in _POLLED
+        tracing = self._untraced if polled else self._tracing
+        with bound_contextvars(request_id=request_id), tracing.request(request):
+            try:
+                await self._app(scope, receive, send_on)
+            except Exception:
+                _logger.exception("unhandled error")
+                if status is not None:
+                    raise  # half an answer is under way: only hanging up is left
+                await internal_error(request)(scope, receive, send_on)
+            finally:
+                tracing.answered(request, status or 499)
+                self._record(request, status or 499, perf_counter() - begin)
 
     def _record(self, request: Request, status: int, seconds: float) -> None:
         path = request.scope["path"]
         quiet = path in _POLLED and status < 400
         _logger.log(
             logging.DEBUG if quiet else logging.INFO,
-            "%s %s %d %.1f ms id=%s",
-            request.method,
-            quote(path),
-            status,
-            seconds * 1000,
-            request.state.request_id,
+            "request",
+            extra={
+                "method": request.method,
+                "path": quote(path),
+                "status": status,
+                "duration_ms": round(1000 * seconds, 1),
+                **request.state.details,
+            },
         )
+        key = request.state.details.get("key")
+        if key is not None:
+            self._metrics.key_requests.labels(key, str(status)).inc()
         if request.method == "POST" and path == "/pose":
             representation = request.state.representation
             self._metrics.requests.labels(representation, str(status)).inc()

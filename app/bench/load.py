@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, cycle, islice
 
@@ -93,6 +93,8 @@ class Request:
     url: str
     body: bytes
     media_type: str = "application/octet-stream"
+    credentials: Mapping[str, str] = field(default_factory=dict)
+    """Headers that a service wants to see, beside."""
 
 
 #: What a run sends, one after another.
@@ -101,9 +103,12 @@ Requests = Iterator[Request]
 Watch = Callable[[Answer], object]
 
 
-def in_turn(urls: Sequence[str], photos: Sequence[bytes]) -> Requests:
+def in_turn(
+    urls: Sequence[str], photos: Sequence[bytes], credentials: Mapping[str, str] | None = None
+) -> Requests:
     """Every photo to every URL, over and over."""
-    return cycle([Request(url, photo) for photo in photos for url in urls])
+    headers = credentials or {}
+    return cycle([Request(url, photo, credentials=headers) for photo in photos for url in urls])
 
 
 def percentiles(latencies: Seconds) -> tuple[float | None, float | None, float | None]:
@@ -190,7 +195,7 @@ async def _measured(
 
 async def _send(http: aiohttp.ClientSession, request: Request, begin: float) -> Answer:
     try:
-        headers = {"Content-Type": request.media_type}
+        headers = {"Content-Type": request.media_type, **request.credentials}
         async with http.post(request.url, data=request.body, headers=headers) as response:
             body = await response.read()
     except TimeoutError:

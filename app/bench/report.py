@@ -65,7 +65,8 @@ def versions() -> dict[str, str]:
 
 def settings_of(settings: Settings) -> dict[str, Any]:
     """The settings that matter for speed."""
-    return settings.model_dump(mode="json", exclude={"host", "port", "weights_dir"})
+    others = {"host", "port", "weights_dir", "api_keys_file", "client_key", "cors_origins"}
+    return settings.model_dump(mode="json", exclude=others)
 
 
 def write(report: Report, folder: Path) -> None:

@@ -78,7 +78,8 @@ def run(
                 samples.append(_look(served, number))
 
         urls = [f"{served.url}/pose?representation={name}" for name in representations]
-        sent = in_turn(urls, [photo for kind in photos for photo in kind.read()])
+        read = [photo for kind in photos for photo in kind.read()]
+        sent = in_turn(urls, read, settings.credentials)
         load = asyncio.run(closed_loop(sent, concurrency, most=requests, watch=watch))
         served.check()
     return Soak(samples, load.errors, load.seconds, is_flat(samples))

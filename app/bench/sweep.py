@@ -6,7 +6,7 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +119,7 @@ def run(sweep: Sweep, settings: Settings) -> list[Row]:
             served = stack.enter_context(processes.posemux(settings.drain_seconds))
             url = served.url
         url = url.rstrip("/")
-        models = _models(url, sweep)
+        models = _models(url, sweep, settings.credentials)
         points: list[tuple[int | None, float | None]] = [
             *((concurrency, None) for concurrency in sweep.concurrencies),
             *((None, rate) for rate in sweep.rates),
@@ -165,7 +165,8 @@ def _measure(
             "people_per_second": found["people"] / found["seconds"],
             "stages_ms": found["stages_ms"],
         }
-    requests = in_turn([f"{target.url}/pose?model={target.model}"], target.photos.read())
+    urls = [f"{target.url}/pose?model={target.model}"]
+    requests = in_turn(urls, target.photos.read(), settings.credentials)
     _apply(sweep, requests, concurrency, rate, sweep.warm_up)
     before = _batches(target.url)
     spent = None if target.served is None else target.served.cpu_seconds
@@ -283,7 +284,7 @@ def _batches(url: str) -> dict[str, tuple[float, float]]:
     return {stage: (total, counts[stage]) for stage, total in sums.items()}
 
 
-def _models(url: str, sweep: Sweep) -> dict[str, str]:
+def _models(url: str, sweep: Sweep, credentials: Mapping[str, str]) -> dict[str, str]:
     """The model that each representation is answered with."""
     loaded = {
         sample.labels["representation"]: None
@@ -299,7 +300,7 @@ def _models(url: str, sweep: Sweep) -> dict[str, str]:
             )
     photo = sweep.photos[0].read()[0]
     return {
-        name: json.loads(_ask(f"{url}/pose?representation={name}", photo))["model"]
+        name: json.loads(_ask(f"{url}/pose?representation={name}", photo, credentials))["model"]
         for name in sweep.representations or loaded
     }
 
@@ -309,10 +310,13 @@ def _samples(url: str) -> Iterator[Sample]:
         yield from family.samples
 
 
-def _ask(url: str, photo: bytes | None = None) -> bytes:
+def _ask(
+    url: str, photo: bytes | None = None, credentials: Mapping[str, str] | None = None
+) -> bytes:
     # A proxy of the environment's is not for a service that is measured.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     headers = {} if photo is None else {"Content-Type": "application/octet-stream"}
+    headers |= credentials or {}
     try:
         with opener.open(urllib.request.Request(url, photo, headers), timeout=60) as answer:
             content: bytes = answer.read()

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from app.main import create_app
 from app.pipeline import Options, Poses
 from app.settings import Settings
+from app.tracing import tracing
 
 PATIENCE = 10.0
 """Seconds after which a test gives up; nothing is ever meant to take that long."""
@@ -63,10 +64,10 @@ class FakePipeline:
 class Running:
     """An application with the pipeline and the engine in it, its lifespan begun."""
 
-    def __init__(self, wait=True, **settings):
+    def __init__(self, wait=True, traced=tracing, **settings):
         self.pipeline = FakePipeline()
         self.settings = Settings(**settings)
-        self.app = create_app(self.settings, build=lambda *_: self.pipeline)
+        self.app = create_app(self.settings, build=lambda *_: self.pipeline, traced=traced)
         self.engine = self.app.state.service.engine
         self.client = TestClient(self.app, headers={"Accept": "*/*"})
         if wait:

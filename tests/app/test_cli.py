@@ -447,4 +447,21 @@ def test_a_wrong_setting_is_named(
 ) -> None:
     monkeypatch.setenv("POSE_PORT", "a lot")
     assert cli.main(["predict", str(BUS)]) == 2
-    assert "POSE_PORT" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("posemux: POSE_PORT='a lot': ")
+
+
+def test_settings_are_shown_without_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("bob:bob-0123456789ab\nalice:alice-0123456789\n")
+    monkeypatch.setenv("POSE_API_KEYS_FILE", str(keys))
+    monkeypatch.setenv("POSE_CLIENT_KEY", "mine-0123456789")
+    assert cli.main(["serve", "--port", "9000", "--show-settings"]) == 0
+    told = capsys.readouterr().out
+    lines = told.splitlines()
+    assert {"POSE_PORT=9000", f"POSE_API_KEYS_FILE={keys}"} <= set(lines)
+    assert "POSE_CLIENT_KEY=**********" in lines
+    assert lines[-1] == "# names with API keys: alice, bob"
+    assert "0123456789" not in told

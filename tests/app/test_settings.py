@@ -3,7 +3,7 @@ import os
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import Settings, complaints, listed
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,10 @@ def test_the_environment_sets_them(monkeypatch, tmp_path):
         ("max_images", 0),
         ("deadline_seconds", 0),
         ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("key_rate", "inf"),
+        ("key_burst", 0),
+        ("cors_origins", "example.org"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(monkeypatch, name, value):
@@ -77,6 +81,70 @@ def test_the_default_representation_must_have_a_model():
 def test_a_request_may_not_have_more_images_than_can_wait():
     with pytest.raises(ValidationError, match="max_images"):
         Settings(max_images=9, max_queue=8)
+
+
+@pytest.mark.parametrize("name", ["key_rate", "key_concurrency"])
+def test_limits_of_keys_need_keys(name, tmp_path):
+    with pytest.raises(ValidationError, match="POSE_API_KEYS_FILE") as refused:
+        Settings(**{name: 3})
+    assert refused.value.errors()[0]["loc"] == (name,)
+    assert getattr(Settings(**{name: 3}, api_keys_file=tmp_path / "keys"), name) == 3
+
+
+def test_web_sites():
+    assert Settings(cors_origins="").cors_origins == ()
+    assert Settings(cors_origins="https://a.org, http://b:1").cors_origins == (
+        "https://a.org",
+        "http://b:1",
+    )
+    for wrong in ("example.org", "https://example.org/", "https://example.org/page", "ftp://x"):
+        with pytest.raises(ValidationError, match="not a web site"):
+            Settings(cors_origins=wrong)
+
+
+@pytest.mark.parametrize("variable", ["POSE_API_KEY_FILE", "pose_api_key_file", "POSE_API_KEYS"])
+def test_a_misspelt_variable_is_refused_without_its_value(monkeypatch, variable):
+    monkeypatch.setenv(variable, "a secret")
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    told = f"{variable.upper()} is not a setting: did you mean POSE_API_KEYS_FILE?"
+    assert list(complaints(refused.value)) == [told]
+
+
+def test_everything_that_is_wrong_is_a_line_each(monkeypatch):
+    monkeypatch.setenv("POSE_PORT", "a\nlot")
+    monkeypatch.setenv("POSE_DEVICE", "gpu")
+    monkeypatch.setenv("POSE_MAX_QUEUE", "1")
+    monkeypatch.setenv("POSE_WHATEVER_THIS_IS", "1")
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    port, device, queue, unknown = complaints(refused.value)
+    assert port.startswith(r"POSE_PORT='a\nlot': Input should be a valid integer")
+    assert port.endswith(". It means: Port to listen on; 0 takes a free one.")
+    assert device.startswith("POSE_DEVICE='gpu': ")
+    assert "cpu, cuda or cuda:N" in device
+    assert queue.startswith("POSE_MAX_QUEUE='1': must be at least max_images")
+    assert unknown == "POSE_WHATEVER_THIS_IS is not a setting"
+    assert "\n" not in port + device + queue + unknown
+
+
+def test_what_is_listed_can_be_given_back(monkeypatch, tmp_path):
+    settings = Settings(
+        port=9000,
+        models="pct-small,dark-small",
+        representation="pct",
+        cors_origins="https://example.org",
+        api_keys_file=tmp_path / "keys",
+        key_rate=0.5,
+    )
+    lines = list(listed(settings))
+    assert len(lines) == len(Settings.model_fields)
+    assert "# POSE_DETECTOR_WEIGHTS is not set" in lines
+    assert "POSE_PORT=9000" in lines
+    for line in lines:
+        if not line.startswith("#"):
+            monkeypatch.setenv(*line.split("=", 1))
+    assert Settings() == settings
 
 
 def test_settings_stay_as_they_are():
