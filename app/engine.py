@@ -1,7 +1,8 @@
 """The engine: a bounded queue and the one thread that touches the device.
 
 As soon as the device is idle the thread takes what waits, so batches are as large as the load makes
-them and nobody waits for a batch to fill. Knows no HTTP.
+them and nobody waits for a batch to fill. Clients take turns, and none gets all of the room. Knows
+no HTTP.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -31,6 +31,7 @@ from app.errors import (
 )
 from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
+from app.sharing import Room, Turns
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class _Job:
 
 
 class Reservation:
-    """Room for one image, from before it is decoded until it is answered: a context manager."""
+    """Room for a request, from before it is decoded until it is answered: a context manager."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         self._release: Callable[[], None] | None = release
@@ -82,8 +83,8 @@ class Engine:
     Args:
         build: makes the pipeline; called on the device thread.
         max_queue: images that may wait for the device.
-        max_pixels_in_flight: of all images between `reserve` and the reservation's end. A single
-            image is let in whatever its size: that limit is not the engine's.
+        max_pixels_in_flight: of all images between `reserve` and the reservation's end. A request
+            that comes alone is let in whatever its size: that limit is not the engine's.
         max_batch_images: images in one call of the pipeline.
         heartbeat_seconds: a device thread silent for longer, one batch included, counts as dead.
         metrics: where queue, failures and readiness are shown.
@@ -103,7 +104,6 @@ class Engine:
     ) -> None:
         self._build = build
         self._max_queue = max_queue
-        self._max_pixels = max_pixels_in_flight
         self._max_batch_images = max_batch_images
         self._heartbeat_seconds = heartbeat_seconds
         self._metrics = metrics
@@ -114,10 +114,10 @@ class Engine:
 
         # All below is guarded by the condition, which is notified whenever any of it changes.
         self._changed = threading.Condition()
-        self._queue: deque[_Job] = deque()
+        self._queue: Turns[_Job] = Turns()
         self._running: list[_Job] = []
-        self._reserved_images = 0
-        self._reserved_pixels = 0
+        self._images = Room(max_queue + max_batch_images)
+        self._pixels = Room(max_pixels_in_flight)
         self._warm = False
         self._draining = False
         self._stopping = False
@@ -129,30 +129,46 @@ class Engine:
         """Start the device thread: it builds and warms up the pipeline, then is ready."""
         self._thread.start()
 
-    def reserve(self, pixels: int) -> Reservation:
-        """Take room for an image before it is decoded.
-
-        Args:
-            pixels: the image's width times its height.
+    def check_open(self) -> None:
+        """See whether new images are taken.
 
         Raises:
-            BusyError: too many images or pixels are in flight.
+            DrainingError: the service is going down.
+            NotReadyError: the pipeline is not up yet, or has failed.
+        """
+        self._check_up()
+        if self._draining:
+            raise DrainingError("The service is shutting down.")
+
+    def reserve(self, pixels: Sequence[int], client: str, deadline: float) -> Reservation:
+        """Take room for a request's images before they are decoded.
+
+        Args:
+            pixels: each image's width times its height.
+            client: who asks, so that nobody takes all of the room.
+            deadline: in `time.monotonic()`.
+
+        Raises:
+            BusyError: too many images or pixels are in flight, for all or for this client, or they
+                would take until the deadline.
             DrainingError: the service is going down.
             NotReadyError: the pipeline is not up yet, or has failed.
         """
         with self._changed:
-            self._check_open()
-            if self._draining:
-                raise DrainingError("The service is shutting down.")
-            if self._reserved_images >= self._max_queue + self._max_batch_images:
-                raise self._busy(f"{self._reserved_images} images are in flight")
-            if self._reserved_images and self._reserved_pixels + pixels > self._max_pixels:
-                raise self._busy(f"{self._reserved_pixels} pixels are in flight")
-            self._book(1, pixels)
-        return Reservation(lambda: self._release(pixels))
+            self.check_open()
+            wait = self._images.before(client, len(pixels)) * self._seconds_per_image
+            if monotonic() + wait > deadline:
+                raise self._busy(f"the images in flight take {wait:.1f} s")
+            if not self._images.take(client, len(pixels)):
+                raise self._busy(f"{self._images.used} images are in flight")
+            if not self._pixels.take(client, sum(pixels)):
+                self._images.give_back(client, len(pixels))
+                raise self._busy(f"{self._pixels.used} pixels are in flight")
+            self._metrics.in_flight.set(self._images.used)
+        return Reservation(lambda: self._release(pixels, client))
 
     def submit(
-        self, image: npt.NDArray[np.uint8], options: Options, deadline: float
+        self, image: npt.NDArray[np.uint8], options: Options, client: str, deadline: float
     ) -> Future[Poses]:
         """Queue an image.
 
@@ -162,6 +178,7 @@ class Engine:
         Args:
             image: `(H, W, 3)` uint8 RGB.
             options: what is asked of it.
+            client: who asks: those whose images wait take turns.
             deadline: in `time.monotonic()`; a job that still waits then fails.
 
         Returns:
@@ -174,14 +191,14 @@ class Engine:
         """
         job = _Job(image, options, deadline, Future(), monotonic())
         with self._changed:
-            self._check_open()
-            if self._stopping or (self._draining and not self._reserved_images):
+            self._check_up()
+            if self._stopping or (self._draining and not self._images.used):
                 raise DrainingError("The service is shutting down.")
             if len(self._queue) >= self._max_queue:
-                self._queue = deque(job for job in self._queue if not job.future.cancelled())
+                self._drop_cancelled()
             if len(self._queue) >= self._max_queue:
                 raise self._busy(f"{len(self._queue)} images wait")
-            self._queue.append(job)
+            self._queue.append(client, job)
             self._metrics.queue_depth.set(len(self._queue))
             self._changed.notify_all()
         return job.future
@@ -237,33 +254,36 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Images let in and not yet answered, those being decoded included."""
-        return self._reserved_images
+        return self._images.used
 
-    def _check_open(self) -> None:
+    def _check_up(self) -> None:
         if self._failure is not None:
             raise NotReadyError("The engine has failed; the service is going down.")
         if not self._warm:
             raise NotReadyError("The models are still being loaded.")
 
     def _busy(self, what: str) -> BusyError:
-        ahead = max(self._reserved_images, len(self._queue) + len(self._running))
+        ahead = max(self._images.used, len(self._queue) + len(self._running))
         retry_after = max(math.ceil(ahead * self._seconds_per_image), 1)
         return BusyError(f"Too much at once: {what}.", retry_after=retry_after)
 
-    def _release(self, pixels: int) -> None:
+    def _release(self, pixels: Sequence[int], client: str) -> None:
         with self._changed:
-            self._book(-1, -pixels)
+            self._images.give_back(client, len(pixels))
+            self._pixels.give_back(client, sum(pixels))
+            self._metrics.in_flight.set(self._images.used)
             self._changed.notify_all()
-
-    def _book(self, images: int, pixels: int) -> None:
-        self._reserved_images += images
-        self._reserved_pixels += pixels
-        self._metrics.in_flight.set(self._reserved_images)
 
     def _is_idle(self) -> bool:
         if self._failure is not None:
             return True
-        return not (self._queue or self._running or self._reserved_images)
+        return not (self._queue or self._running or self._images.used)
+
+    def _drop_cancelled(self) -> None:
+        waiting, self._queue = self._queue, Turns()
+        for client, job in waiting:
+            if not job.future.cancelled():
+                self._queue.append(client, job)
 
     def _take(self, most: int) -> list[_Job]:
         """Take jobs out of the queue; those cancelled meanwhile vanish."""

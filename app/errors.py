@@ -5,6 +5,7 @@
     ├── UnauthorizedError           401
     ├── UnknownModelError           404
     ├── NotAcceptableError          406  no media type that the client takes
+    ├── UploadTimeoutError          408  the body came too slowly
     ├── TooLargeError               413  bytes, pixels or images
     ├── UnsupportedImageTypeError   415  not an image
     ├── InvalidParameterError       422
@@ -78,6 +79,14 @@ class NotAcceptableError(PosemuxError):
     status = 406
     type = "/problems/not-acceptable"
     title = "No acceptable media type"
+
+
+class UploadTimeoutError(PosemuxError):
+    """A body that was not in when the time for it was over."""
+
+    status = 408
+    type = "/problems/upload-timeout"
+    title = "The upload took too long"
 
 
 class TooLargeError(PosemuxError):

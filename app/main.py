@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -23,12 +24,14 @@ from app import cpus
 from app.api import Service, health, pose, problems
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
+from app.connection import Connection
 from app.detector import YoloDetector
 from app.engine import Engine
 from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.runtime import Runtime
 from app.settings import Settings
+from app.sharing import Room
 from models import catalogue
 
 _logger = logging.getLogger(__name__)
@@ -153,12 +156,28 @@ def create_app(
         license_info={"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
         lifespan=lifespan,
     )
-    app.state.service = Service(settings, engine, metrics, registry, threads)
+    uploads = Room(settings.max_bytes_in_flight)
+    app.state.service = Service(settings, engine, metrics, registry, threads, uploads)
     app.add_middleware(RequestRecorder, metrics=metrics)
     problems.install(app)
     for routes in (pose, model_routes, health):
         app.include_router(routes.router)
     return app
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves an application."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=partial(Connection, transfer_seconds=settings.transfer_seconds),  # type: ignore[arg-type]  # it is only called
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+    )
 
 
 def serve(
@@ -185,15 +204,7 @@ def serve(
     )
     app = create_app(settings, build=build)
     engine: Engine = app.state.service.engine
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
-    )
+    config = server_config(app, settings)
     _Server(config, engine, settings.drain_seconds).run()
     return 0 if engine.failure is None else 1
 

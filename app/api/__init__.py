@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
+from weakref import WeakValueDictionary
 
 from fastapi import Request
 from prometheus_client import CollectorRegistry
@@ -12,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from app.engine import Engine
 from app.metrics import Metrics
 from app.settings import Settings
+from app.sharing import Room
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,20 @@ class Service:
     """What `/metrics` shows."""
     threads: ThreadPoolExecutor
     """Decodes and encodes images, off the event loop."""
+    uploads: Room
+    """For the bytes of all requests, from when they come in until the answer is ready."""
+    _permits: WeakValueDictionary[str, asyncio.Semaphore] = field(
+        default_factory=WeakValueDictionary, init=False
+    )
+
+    def permits(self, client: str) -> asyncio.Semaphore:
+        """As many for a client as there are threads: nobody else waits for more of it than that."""
+        return self._permits.setdefault(client, asyncio.Semaphore(self.settings.decode_threads))
+
+
+def client_of(request: Request) -> str:
+    """Who asks, as far as can be told: what clients share is shared between these."""
+    return "" if request.client is None else request.client.host
 
 
 def service_of(request: Request) -> Service:

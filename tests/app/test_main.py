@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import socket
@@ -44,7 +45,7 @@ def test_draining_finishes_what_is_in_flight_and_turns_away_the_rest(served, run
 
 def test_a_second_signal_does_not_wait(served, running):
     running.pipeline.hold()
-    with running.engine.reserve(1):
+    with running.engine.reserve([1], "", math.inf):
         for _ in range(2):
             running.server.handle_exit(signal.SIGTERM, None)
         running.thread.join(PATIENCE)
