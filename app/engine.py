@@ -357,7 +357,9 @@ class Engine:
                 raise
             _logger.warning("a batch of %d images failed", len(jobs), exc_info=error)
             if len(jobs) == 1:
-                jobs[0].future.set_exception(_public(error))
+                told = _public(error)
+                self._metrics.failed_images.labels(told.type.rpartition("/")[2]).inc()
+                jobs[0].future.set_exception(told)
                 return
             part = (len(jobs) + 1) // 2 if out_of_memory else 1
         else:

@@ -11,6 +11,7 @@
     ├── InvalidParameterError       422
     ├── CancelledJobError           499  the client went away: nobody reads this one
     ├── InferenceError              500
+    │   └── NotFiniteError          500  NaN or infinity
     ├── BusyError                   503  with Retry-After
     ├── DrainingError               503  with Retry-After
     ├── NotReadyError               503  with Retry-After
@@ -127,6 +128,16 @@ class InferenceError(PosemuxError):
     status = 500
     type = "/problems/inference"
     title = "The poses could not be estimated"
+
+
+class NotFiniteError(InferenceError):
+    """A network's output for this image is not finite: damaged weights, or half precision."""
+
+    type = "/problems/not-finite"
+    title = "A network's output is not finite"
+
+    def __init__(self, detail: str = "A network's output for this image is not finite.") -> None:
+        super().__init__(detail)
 
 
 class BusyError(PosemuxError):
