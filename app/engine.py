@@ -375,7 +375,11 @@ class Engine:
 
     def _die(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {error}"
-        _logger.critical("the device thread has failed: %s", reason, exc_info=error)
+        # What is wrong with weights or settings is one line: where it was noticed helps nobody.
+        mendable = not self._warm and isinstance(error, ValueError | OSError)
+        _logger.critical(
+            "the device thread has failed: %s", reason, exc_info=None if mendable else error
+        )
         with self._changed:
             self._failure = reason
             self._show_ready()
