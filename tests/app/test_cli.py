@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import re
+import resource
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -412,3 +415,20 @@ def test_a_wrong_setting_is_named(
     monkeypatch.setenv("POSE_PORT", "a lot")
     assert cli.main(["predict", str(BUS)]) == 2
     assert "POSE_PORT" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_clear_line() -> None:
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "serve"],
+        cwd=Path(__file__).parents[2],
+        preexec_fn=fill,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    [complaint] = done.stderr.strip().splitlines()
+    assert complaint.startswith("posemux: No usable temporary directory")
