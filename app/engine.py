@@ -156,9 +156,8 @@ class Engine:
         """
         with self._changed:
             self.check_open()
-            wait = self._images.before(client, len(pixels)) * self._seconds_per_image
-            if monotonic() + wait > deadline:
-                raise self._busy(f"the images in flight take {wait:.1f} s")
+            if monotonic() + self._seconds_until_answered(client, len(pixels)) > deadline:
+                raise self._busy(f"{self._images.used} images are in flight: it would be too late")
             if not self._images.take(client, len(pixels)):
                 raise self._busy(f"{self._images.used} images are in flight")
             if not self._pixels.take(client, sum(pixels)):
@@ -261,6 +260,14 @@ class Engine:
             raise NotReadyError("The engine has failed; the service is going down.")
         if not self._warm:
             raise NotReadyError("The models are still being loaded.")
+
+    def _seconds_until_answered(self, client: str, images: int) -> float:
+        """An estimate for a request that comes now."""
+        if not self._images.used:
+            return 0  # Whatever was measured once, an idle engine takes anything and learns of it.
+        ahead = self._images.before(client, images)
+        own_batch = min(self._images.used + images, self._max_batch_images)
+        return (ahead + own_batch) * self._seconds_per_image
 
     def _busy(self, what: str) -> BusyError:
         ahead = max(self._images.used, len(self._queue) + len(self._running))

@@ -329,15 +329,16 @@ def test_one_client_leaves_room_for_others(make):
 
 
 def test_who_would_not_be_answered_in_time_is_refused_at_once(make):
-    running = make().start()
+    running = make(max_batch_images=2).start()
     running.engine._seconds_per_image = 2.5
-    held = [running.reserve(1) for _ in range(4)]  # 10 seconds of work
-    with pytest.raises(BusyError, match=r"10\.0 s") as caught:
-        running.reserve(1, seconds=9)
+    # Behind four are four and a batch of two: 15 seconds of work.
+    held = [running.reserve(1, seconds=20) for _ in range(4)]
+    with pytest.raises(BusyError, match="4 images.*too late") as caught:
+        running.reserve(1, seconds=14)
     assert caught.value.retry_after == 10
-    held.append(running.reserve(1, seconds=11))
+    held.append(running.reserve(1, seconds=16))
     # Another client's turn comes after one image of the first.
-    held.append(running.reserve(1, client="b", seconds=3))
+    held.append(running.reserve(1, client="b", seconds=8))
     for reservation in held:
         reservation.release()
     # An estimate, however wrong, keeps nobody out of an idle service.
