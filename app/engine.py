@@ -86,6 +86,8 @@ class Engine:
         max_pixels_in_flight: of all images between `reserve` and the reservation's end. A request
             that comes alone is let in whatever its size: that limit is not the engine's.
         max_batch_images: images in one call of the pipeline.
+        max_batch_people: a call gets no more images once so many crops are known of those it has:
+            somebody else's few people do not wait for all of them.
         heartbeat_seconds: a device thread silent for longer, one batch included, counts as dead.
         metrics: where queue, failures and readiness are shown.
         on_fatal: called on the device thread with the reason once it has failed for good.
@@ -98,6 +100,7 @@ class Engine:
         max_queue: int,
         max_pixels_in_flight: int,
         max_batch_images: int,
+        max_batch_people: int,
         heartbeat_seconds: float,
         metrics: Metrics,
         on_fatal: Callable[[str], object] | None = None,
@@ -105,6 +108,7 @@ class Engine:
         self._build = build
         self._max_queue = max_queue
         self._max_batch_images = max_batch_images
+        self._max_batch_people = max_batch_people
         self._heartbeat_seconds = heartbeat_seconds
         self._metrics = metrics
         self._on_fatal = on_fatal
@@ -265,9 +269,9 @@ class Engine:
         """An estimate for a request that comes now."""
         if not self._images.used:
             return 0  # Whatever was measured once, an idle engine takes anything and learns of it.
-        ahead = self._images.before(client, images)
-        own_batch = min(self._images.used + images, self._max_batch_images)
-        return (ahead + own_batch) * self._seconds_per_image
+        ahead = self._images.before(client, images) + images - 1
+        last_batch = min(self._images.used + images, self._max_batch_images)
+        return (ahead + last_batch) * self._seconds_per_image
 
     def _busy(self, what: str) -> BusyError:
         ahead = max(self._images.used, len(self._queue) + len(self._running))
@@ -292,13 +296,14 @@ class Engine:
             if not job.future.cancelled():
                 self._queue.append(client, job)
 
-    def _take(self, most: int) -> list[_Job]:
+    def _take(self, most: int, crops: float = math.inf) -> list[_Job]:
         """Take jobs out of the queue; those cancelled meanwhile vanish."""
         taken: list[_Job] = []
-        while self._queue and len(taken) < most:
+        while self._queue and len(taken) < most and crops > 0:
             job = self._queue.popleft()
             if job.future.set_running_or_notify_cancel():
                 taken.append(job)
+                crops -= job.options.crops
         self._metrics.queue_depth.set(len(self._queue))
         return taken
 
@@ -333,7 +338,7 @@ class Engine:
                 if not self._queue:
                     return False
                 now = monotonic()
-                taken = self._take(self._max_batch_images)
+                taken = self._take(self._max_batch_images, self._max_batch_people)
                 self._running = [job for job in taken if job.deadline > now]
             late = [job for job in taken if job.deadline <= now]
             _fail(late, DeadlineExceededError, "The deadline passed before the device was free.")

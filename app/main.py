@@ -133,6 +133,7 @@ def create_app(
         max_queue=settings.max_queue,
         max_pixels_in_flight=settings.max_pixels_in_flight,
         max_batch_images=settings.max_batch_images,
+        max_batch_people=settings.max_batch_people,
         heartbeat_seconds=settings.heartbeat_seconds,
         metrics=metrics,
     )

@@ -49,6 +49,11 @@ class Options:
     flip_test: bool = False
     """Estimate the mirrored crop as well and average: a little better, at twice the price."""
 
+    @property
+    def crops(self) -> int:
+        """How many there are to be, mirrored ones included, as far as is known beforehand."""
+        return 0 if self.boxes is None else len(self.boxes) * (1 + self.flip_test)
+
 
 @dataclass(frozen=True, slots=True)
 class Poses:

@@ -79,6 +79,7 @@ class Fixture:
             "max_queue": 64,
             "max_pixels_in_flight": 1000,
             "max_batch_images": 8,
+            "max_batch_people": 64,
             "heartbeat_seconds": 30.0,
             "metrics": Metrics(self.registry),
             "on_fatal": self.fatal.append,
@@ -90,8 +91,8 @@ class Fixture:
         wait_for(self.engine, lambda: self.engine.ready or self.engine.failure is not None)
         return self
 
-    def submit(self, number, seconds=PATIENCE, client="a"):
-        return self.engine.submit(image_of(number), OPTIONS, client, time.monotonic() + seconds)
+    def submit(self, number, seconds=PATIENCE, client="a", options=OPTIONS):
+        return self.engine.submit(image_of(number), options, client, time.monotonic() + seconds)
 
     def reserve(self, *pixels, client="a", seconds=PATIENCE):
         return self.engine.reserve(pixels, client, time.monotonic() + seconds)
@@ -333,7 +334,7 @@ def test_who_would_not_be_answered_in_time_is_refused_at_once(make):
     running.engine._seconds_per_image = 2.5
     # Behind four are four and a batch of two: 15 seconds of work.
     held = [running.reserve(1, seconds=20) for _ in range(4)]
-    with pytest.raises(BusyError, match="4 images.*too late") as caught:
+    with pytest.raises(BusyError, match=r"4 images.*too late") as caught:
         running.reserve(1, seconds=14)
     assert caught.value.retry_after == 10
     held.append(running.reserve(1, seconds=16))
@@ -356,6 +357,19 @@ def test_clients_take_turns(make):
     for future in (first, *futures):
         result(future)
     assert running.pipeline.batches == [[255], [0, 10, 20], [1, 11, 2], [3, 4, 5]]
+
+
+def test_nobody_waits_for_all_people_of_many_images(make):
+    running = make(max_batch_people=64).start()
+    first = running.occupy()
+    boxes = np.zeros((40, 4), np.float32)
+    crowds = [Options("model", boxes=boxes, flip_test=flip) for flip in (False, False, True, True)]
+    futures = [running.submit(number, options=crowd) for number, crowd in enumerate(crowds)]
+    futures.append(running.submit(4))
+    running.pipeline.go.set()
+    for future in (first, *futures):
+        result(future)
+    assert running.pipeline.batches == [[255], [0, 1], [2], [3], [4]]
 
 
 def test_it_is_ready_only_once_warm(make):

@@ -377,6 +377,7 @@ def test_only_the_image_of_what_is_not_finite_fails(spotter):
         max_queue=8,
         max_pixels_in_flight=10**9,
         max_batch_images=8,
+        max_batch_people=64,
         heartbeat_seconds=30,
         metrics=Metrics(registry),
     )
