@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from torchvision.ops import batched_nms
 from tqdm import tqdm
 
+from app.errors import NotFiniteError
 from app.runtime import Runtime
 from models.files import replacing
 from models.quantisation import Ranges, read_ranges
@@ -77,6 +78,9 @@ class Detector(Protocol):
 
         Returns:
             One entry for each image, on the host.
+
+        Raises:
+            NotFiniteError: the network's output is not finite.
         """
         ...
 
@@ -150,7 +154,7 @@ class YoloDetector:
         for index, letterbox in enumerate(letterboxes):
             groups.setdefault(letterbox.canvas.shape, []).append(index)
 
-        owners, boxes, scores = [], [], []
+        owners, boxes, scores, finite = [], [], [], []
         for members in groups.values():
             batch = torch.stack([letterboxes[index].canvas for index in members])
             shape = (batch.shape[1], batch.shape[2])
@@ -159,7 +163,15 @@ class YoloDetector:
             owners.append(torch.tensor(members, device=self._device)[person])
             boxes.append(box)
             scores.append(score)
-        return self._select(letterboxes, torch.cat(owners), torch.cat(boxes), torch.cat(scores))
+            # No threshold lets NaN pass: it would look as if there were nobody.
+            finite += [part.isfinite().all() for part in raw]
+        return self._select(
+            letterboxes,
+            torch.cat(owners),
+            torch.cat(boxes),
+            torch.cat(scores),
+            torch.stack(finite).all(),
+        )
 
     def _letterbox(self, image: Image) -> _Letterbox:
         height, width = image.shape[:2]
@@ -184,11 +196,20 @@ class YoloDetector:
         return _Letterbox(canvas, (left, top), (new[1] / width, new[0] / height), (width, height))
 
     def _select(
-        self, letterboxes: Sequence[_Letterbox], owners: Tensor, boxes: Tensor, scores: Tensor
+        self,
+        letterboxes: Sequence[_Letterbox],
+        owners: Tensor,
+        boxes: Tensor,
+        scores: Tensor,
+        finite: Tensor,
     ) -> list[Detections]:
         """The best of each pile of candidates, back in image pixels; one copy to the host."""
         best = batched_nms(boxes, scores, owners, SAME_PERSON)
-        rows = torch.cat((owners[best, None], scores[best, None], boxes[best]), -1).cpu().numpy()
+        piles = torch.cat((owners[best, None], scores[best, None], boxes[best]), -1)
+        on_host = torch.cat((piles.flatten(), finite[None])).cpu().numpy()
+        if not on_host[-1]:
+            raise NotFiniteError
+        rows = on_host[:-1].reshape(-1, 6)
         detections = []
         for index, letterbox in enumerate(letterboxes):
             found = rows[rows[:, 0] == index]

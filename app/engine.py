@@ -1,7 +1,8 @@
 """The engine: a bounded queue and the one thread that touches the device.
 
 As soon as the device is idle the thread takes what waits, so batches are as large as the load makes
-them and nobody waits for a batch to fill. Knows no HTTP.
+them and nobody waits for a batch to fill. Clients take turns, and none gets all of the room. Knows
+no HTTP.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextvars import Context, copy_context
@@ -32,6 +32,7 @@ from app.errors import (
 )
 from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
+from app.sharing import Room, Turns
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class _Job:
 
 
 class Reservation:
-    """Room for one image, from before it is decoded until it is answered: a context manager."""
+    """Room for a request, from before it is decoded until it is answered: a context manager."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         self._release: Callable[[], None] | None = release
@@ -85,9 +86,11 @@ class Engine:
     Args:
         build: makes the pipeline; called on the device thread.
         max_queue: images that may wait for the device.
-        max_pixels_in_flight: of all images between `reserve` and the reservation's end. A single
-            image is let in whatever its size: that limit is not the engine's.
+        max_pixels_in_flight: of all images between `reserve` and the reservation's end. A request
+            that comes alone is let in whatever its size: that limit is not the engine's.
         max_batch_images: images in one call of the pipeline.
+        max_batch_people: a call gets no more images once so many crops are known of those it has:
+            somebody else's few people do not wait for all of them.
         heartbeat_seconds: a device thread silent for longer, one batch included, counts as dead.
         metrics: where queue, failures and readiness are shown.
         on_fatal: called on the device thread with the reason once it has failed for good.
@@ -100,14 +103,15 @@ class Engine:
         max_queue: int,
         max_pixels_in_flight: int,
         max_batch_images: int,
+        max_batch_people: int,
         heartbeat_seconds: float,
         metrics: Metrics,
         on_fatal: Callable[[str], object] | None = None,
     ) -> None:
         self._build = build
         self._max_queue = max_queue
-        self._max_pixels = max_pixels_in_flight
         self._max_batch_images = max_batch_images
+        self._max_batch_people = max_batch_people
         self._heartbeat_seconds = heartbeat_seconds
         self._metrics = metrics
         self._on_fatal = on_fatal
@@ -117,10 +121,10 @@ class Engine:
 
         # All below is guarded by the condition, which is notified whenever any of it changes.
         self._changed = threading.Condition()
-        self._queue: deque[_Job] = deque()
+        self._queue: Turns[_Job] = Turns()
         self._running: list[_Job] = []
-        self._reserved_images = 0
-        self._reserved_pixels = 0
+        self._images = Room(max_queue + max_batch_images)
+        self._pixels = Room(max_pixels_in_flight)
         self._warm = False
         self._draining = False
         self._stopping = False
@@ -135,30 +139,45 @@ class Engine:
         """Start the device thread: it builds and warms up the pipeline, then is ready."""
         self._thread.start()
 
-    def reserve(self, pixels: int) -> Reservation:
-        """Take room for an image before it is decoded.
-
-        Args:
-            pixels: the image's width times its height.
+    def check_open(self) -> None:
+        """See whether new images are taken.
 
         Raises:
-            BusyError: too many images or pixels are in flight.
+            DrainingError: the service is going down.
+            NotReadyError: the pipeline is not up yet, or has failed.
+        """
+        self._check_up()
+        if self._draining:
+            raise DrainingError("The service is shutting down.")
+
+    def reserve(self, pixels: Sequence[int], client: str, deadline: float) -> Reservation:
+        """Take room for a request's images before they are decoded.
+
+        Args:
+            pixels: each image's width times its height.
+            client: who asks, so that nobody takes all of the room.
+            deadline: in `time.monotonic()`.
+
+        Raises:
+            BusyError: too many images or pixels are in flight, for all or for this client, or they
+                would take until the deadline.
             DrainingError: the service is going down.
             NotReadyError: the pipeline is not up yet, or has failed.
         """
         with self._changed:
-            self._check_open()
-            if self._draining:
-                raise DrainingError("The service is shutting down.")
-            if self._reserved_images >= self._max_queue + self._max_batch_images:
-                raise self._busy(f"{self._reserved_images} images are in flight")
-            if self._reserved_images and self._reserved_pixels + pixels > self._max_pixels:
-                raise self._busy(f"{self._reserved_pixels} pixels are in flight")
-            self._book(1, pixels)
-        return Reservation(lambda: self._release(pixels))
+            self.check_open()
+            if monotonic() + self._seconds_until_answered(client, len(pixels)) > deadline:
+                raise self._busy(f"{self._images.used} images are in flight: it would be too late")
+            if not self._images.take(client, len(pixels)):
+                raise self._busy(f"{self._images.used} images are in flight")
+            if not self._pixels.take(client, sum(pixels)):
+                self._images.give_back(client, len(pixels))
+                raise self._busy(f"{self._pixels.used} pixels are in flight")
+            self._metrics.in_flight.set(self._images.used)
+        return Reservation(lambda: self._release(pixels, client))
 
     def submit(
-        self, image: npt.NDArray[np.uint8], options: Options, deadline: float
+        self, image: npt.NDArray[np.uint8], options: Options, client: str, deadline: float
     ) -> Future[Poses]:
         """Queue an image.
 
@@ -168,6 +187,7 @@ class Engine:
         Args:
             image: `(H, W, 3)` uint8 RGB.
             options: what is asked of it.
+            client: who asks: those whose images wait take turns.
             deadline: in `time.monotonic()`; a job that still waits then fails.
 
         Returns:
@@ -180,14 +200,14 @@ class Engine:
         """
         job = _Job(image, options, deadline, Future(), monotonic())
         with self._changed:
-            self._check_open()
-            if self._stopping or (self._draining and not self._reserved_images):
+            self._check_up()
+            if self._stopping or (self._draining and not self._images.used):
                 raise DrainingError("The service is shutting down.")
             if len(self._queue) >= self._max_queue:
-                self._queue = deque(job for job in self._queue if not job.future.cancelled())
+                self._drop_cancelled()
             if len(self._queue) >= self._max_queue:
                 raise self._busy(f"{len(self._queue)} images wait")
-            self._queue.append(job)
+            self._queue.append(client, job)
             self._metrics.queue_depth.set(len(self._queue))
             self._changed.notify_all()
         return job.future
@@ -242,41 +262,53 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Images let in and not yet answered, those being decoded included."""
-        return self._reserved_images
+        return self._images.used
 
-    def _check_open(self) -> None:
+    def _check_up(self) -> None:
         if self._failure is not None:
             raise NotReadyError("The engine has failed; the service is going down.")
         if not self._warm:
             raise NotReadyError("The models are still being loaded.")
 
+    def _seconds_until_answered(self, client: str, images: int) -> float:
+        """An estimate for a request that comes now."""
+        if not self._images.used:
+            return 0  # Whatever was measured once, an idle engine takes anything and learns of it.
+        ahead = self._images.before(client, images) + images - 1
+        last_batch = min(self._images.used + images, self._max_batch_images)
+        return (ahead + last_batch) * self._seconds_per_image
+
     def _busy(self, what: str) -> BusyError:
-        ahead = max(self._reserved_images, len(self._queue) + len(self._running))
+        ahead = max(self._images.used, len(self._queue) + len(self._running))
         retry_after = max(math.ceil(ahead * self._seconds_per_image), 1)
         return BusyError(f"Too much at once: {what}.", retry_after=retry_after)
 
-    def _release(self, pixels: int) -> None:
+    def _release(self, pixels: Sequence[int], client: str) -> None:
         with self._changed:
-            self._book(-1, -pixels)
+            self._images.give_back(client, len(pixels))
+            self._pixels.give_back(client, sum(pixels))
+            self._metrics.in_flight.set(self._images.used)
             self._changed.notify_all()
-
-    def _book(self, images: int, pixels: int) -> None:
-        self._reserved_images += images
-        self._reserved_pixels += pixels
-        self._metrics.in_flight.set(self._reserved_images)
 
     def _is_idle(self) -> bool:
         if self._failure is not None:
             return True
-        return not (self._queue or self._running or self._reserved_images)
+        return not (self._queue or self._running or self._images.used)
 
-    def _take(self, most: int) -> list[_Job]:
+    def _drop_cancelled(self) -> None:
+        waiting, self._queue = self._queue, Turns()
+        for client, job in waiting:
+            if not job.future.cancelled():
+                self._queue.append(client, job)
+
+    def _take(self, most: int, crops: float = math.inf) -> list[_Job]:
         """Take jobs out of the queue; those cancelled meanwhile vanish."""
         taken: list[_Job] = []
-        while self._queue and len(taken) < most:
+        while self._queue and len(taken) < most and crops > 0:
             job = self._queue.popleft()
             if job.future.set_running_or_notify_cancel():
                 taken.append(job)
+                crops -= job.options.crops
         self._metrics.queue_depth.set(len(self._queue))
         return taken
 
@@ -308,7 +340,7 @@ class Engine:
                 if not self._queue:
                     return False
                 now = monotonic()
-                taken = self._take(self._max_batch_images)
+                taken = self._take(self._max_batch_images, self._max_batch_people)
                 self._running = [job for job in taken if job.deadline > now]
             late = [job for job in taken if job.deadline <= now]
             _fail(late, DeadlineExceededError, "The deadline passed before the device was free.")
@@ -340,7 +372,9 @@ class Engine:
             context = jobs[0].context if len(jobs) == 1 else copy_context()
             context.run(_logger.warning, "a batch of %d images failed", len(jobs), exc_info=error)
             if len(jobs) == 1:
-                jobs[0].future.set_exception(_public(error))
+                told = _public(error)
+                self._metrics.failed_images.labels(told.type.rpartition("/")[2]).inc()
+                jobs[0].future.set_exception(told)
                 return
             part = (len(jobs) + 1) // 2 if out_of_memory else 1
         else:
@@ -356,7 +390,11 @@ class Engine:
 
     def _die(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {error}"
-        _logger.critical("the device thread has failed: %s", reason, exc_info=error)
+        # What is wrong with weights or settings is one line: where it was noticed helps nobody.
+        mendable = not self._warm and isinstance(error, ValueError | OSError)
+        _logger.critical(
+            "the device thread has failed: %s", reason, exc_info=None if mendable else error
+        )
         with self._changed:
             self._failure = reason
             doomed = [job for job in self._running if not job.future.done()]

@@ -5,12 +5,14 @@
     ├── UnauthorizedError           401
     ├── UnknownModelError           404
     ├── NotAcceptableError          406  no media type that the client takes
+    ├── UploadTimeoutError          408  the body came too slowly
     ├── TooLargeError               413  bytes, pixels or images
     ├── UnsupportedImageTypeError   415  not an image
     ├── InvalidParameterError       422
     ├── TooManyRequestsError        429  of one key, with Retry-After
     ├── CancelledJobError           499  the client went away: nobody reads this one
     ├── InferenceError              500
+    │   └── NotFiniteError          500  NaN or infinity
     ├── BusyError                   503  with Retry-After
     ├── DrainingError               503  with Retry-After
     ├── NotReadyError               503  with Retry-After
@@ -81,6 +83,14 @@ class NotAcceptableError(PosemuxError):
     title = "No acceptable media type"
 
 
+class UploadTimeoutError(PosemuxError):
+    """A body that was not in when the time for it was over."""
+
+    status = 408
+    type = "/problems/upload-timeout"
+    title = "The upload took too long"
+
+
 class TooLargeError(PosemuxError):
     """Too many bytes, pixels or images."""
 
@@ -136,6 +146,16 @@ class InferenceError(PosemuxError):
     status = 500
     type = "/problems/inference"
     title = "The poses could not be estimated"
+
+
+class NotFiniteError(InferenceError):
+    """A network's output for this image is not finite: damaged weights, or half precision."""
+
+    type = "/problems/not-finite"
+    title = "A network's output is not finite"
+
+    def __init__(self, detail: str = "A network's output for this image is not finite.") -> None:
+        super().__init__(detail)
 
 
 class BusyError(PosemuxError):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,7 @@ from app import cpus, logs
 from app.api import Service, access, health, pose, problems
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
+from app.connection import Connection
 from app.detector import YoloDetector
 from app.engine import Engine
 from app.errors import TooManyRequestsError, UnauthorizedError
@@ -33,6 +35,7 @@ from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.runtime import Runtime
 from app.settings import Settings
+from app.sharing import Room
 from app.tracing import Tracing, tracing
 from models import catalogue
 from models.quantisation import read_ranges
@@ -144,6 +147,7 @@ def create_app(
         max_queue=settings.max_queue,
         max_pixels_in_flight=settings.max_pixels_in_flight,
         max_batch_images=settings.max_batch_images,
+        max_batch_people=settings.max_batch_people,
         heartbeat_seconds=settings.heartbeat_seconds,
         metrics=metrics,
     )
@@ -171,7 +175,10 @@ def create_app(
         license_info={"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
         lifespan=lifespan,
     )
-    app.state.service = Service(settings, engine, metrics, registry, threads, keys, limits, spans)
+    uploads = Room(settings.max_bytes_in_flight)
+    app.state.service = Service(
+        settings, engine, metrics, registry, threads, keys, limits, spans, uploads
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -190,6 +197,21 @@ def create_app(
         app.include_router(routes.router, **guard)
     app.include_router(health.router)
     return app
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves an application."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=partial(Connection, transfer_seconds=settings.transfer_seconds),  # type: ignore[arg-type]  # it is only called
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+    )
 
 
 def serve(
@@ -214,15 +236,7 @@ def serve(
     logs.configure(settings.log_format, settings.log_level)
     app = create_app(settings, build=build)
     engine: Engine = app.state.service.engine
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
-    )
+    config = server_config(app, settings)
     _Server(config, engine, settings.drain_seconds).run()
     return 0 if engine.failure is None else 1
 

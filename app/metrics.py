@@ -87,6 +87,12 @@ class Metrics:
             "Batches that raised; each was retried in smaller parts, down to single images.",
             registry=at,
         )
+        self.failed_images = Counter(
+            "pose_failed_images_total",
+            "Images that the device could not work out, by reason; the others were answered.",
+            ["reason"],
+            registry=at,
+        )
         self.device_memory = Gauge(
             "pose_device_memory_bytes",
             "The accelerator's memory as PyTorch's allocator sees it; absent on the CPU.",
@@ -114,3 +120,5 @@ class Metrics:
             self.stage_duration.labels(stage)
         for stage in ("detect", "pose"):
             self.batch_size.labels(stage)
+        for reason in ("inference", "not-finite"):
+            self.failed_images.labels(reason)

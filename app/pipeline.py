@@ -17,7 +17,7 @@ from torch import Tensor
 
 from app.crops import ImageBatch, crop
 from app.detector import Detections, Detector
-from app.errors import InferenceError
+from app.errors import NotFiniteError
 from app.metrics import Metrics
 from models import reference
 from models.geometry import apply_affines, crop_regions, invert_affines
@@ -48,6 +48,11 @@ class Options:
     """Of more detected people, the best so many are kept."""
     flip_test: bool = False
     """Estimate the mirrored crop as well and average: a little better, at twice the price."""
+
+    @property
+    def crops(self) -> int:
+        """How many there are to be, mirrored ones included, as far as is known beforehand."""
+        return 0 if self.boxes is None else len(self.boxes) * (1 + self.flip_test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ class Pipeline:
             One answer for each image, in their order.
 
         Raises:
-            InferenceError: a network's output is not finite.
+            NotFiniteError: a network's output is not finite.
         """
         if not images:
             return []
@@ -171,7 +176,7 @@ class Pipeline:
                 # Flat: models differ in how many joints they have.
                 on_host = torch.cat([part.flatten() for part in estimated]).cpu().numpy()
                 if not np.isfinite(on_host).all():
-                    raise InferenceError("The pose network's output is not finite.")
+                    raise NotFiniteError
                 for index, own in zip(order, np.split(on_host, ends[:-1]), strict=True):
                     keypoints[index] = own.reshape(shapes[index])
             parts = zip(options, people, keypoints, strict=True)
@@ -244,7 +249,8 @@ class Pipeline:
                 own, flipped = _rows(raw, mirrored), _rows(raw, slice(count, None))
                 keypoints[mirrored] = reference.decode(model, own, flipped)
             return keypoints
-        keypoints = model.decode(raw)
+        # Decoding looks for what is largest, and may well make something finite of infinity.
+        keypoints = model.decode(raw).masked_fill(~_finite(raw)[:, None, None], torch.nan)
         if flips.any():
             keypoints, flipped = keypoints[:count], keypoints[count:]
             keypoints[mirrored] = model.flip_merge(keypoints[mirrored], flipped)
@@ -296,6 +302,12 @@ class Pipeline:
 def _rows(raw: Any, rows: slice | Tensor) -> Any:
     """A network's outputs for some of its crops."""
     return tuple(part[rows] for part in raw) if isinstance(raw, tuple) else raw[rows]
+
+
+def _finite(raw: Any) -> Tensor:
+    """`(N,)`: for which crops all of a network's outputs are numbers."""
+    parts = raw if isinstance(raw, tuple) else (raw,)
+    return torch.stack([part.flatten(1).isfinite().all(1) for part in parts]).all(0)
 
 
 def distinct_people(

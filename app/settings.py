@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(default=64 * 2**20, ge=1)
     """Bytes of a request's body, all of its images together."""
 
+    max_bytes_in_flight: int = Field(default=512 * 2**20, ge=1)
+    """Bytes of all requests between coming in and being answered; more are answered 503."""
+
     max_queue: int = Field(default=64, ge=1)
     """Images that wait for the device; more are answered 503."""
 
@@ -125,6 +128,10 @@ class Settings(BaseSettings):
 
     deadline_seconds: float = Field(default=10.0, gt=0)
     """A request that is not answered by then, its upload not counted, is answered 504."""
+
+    transfer_seconds: float = Field(default=60.0, gt=0)
+    """A client that has not sent its body by then is answered 408, and one that then still takes no
+    more of its answer is hung up on."""
 
     drain_seconds: float = Field(default=20.0, ge=0)
     """How long a service that is told to stop may still work on what it has let in."""
@@ -208,6 +215,13 @@ class Settings(BaseSettings):
         if limit and info.data.get("api_keys_file") is None:
             raise ValueError("there are no keys without POSE_API_KEYS_FILE")
         return limit
+
+    @field_validator("max_bytes_in_flight")
+    @classmethod
+    def _holds_two_requests(cls, most: int, info: ValidationInfo) -> int:
+        if most < 2 * info.data.get("max_request_bytes", 0):
+            raise ValueError("must be at least twice max_request_bytes: nobody may take all of it")
+        return most
 
     @field_validator("max_queue")
     @classmethod

@@ -4,10 +4,9 @@ import logging
 import threading
 
 import pytest
-import uvicorn
 
 from app import logs
-from app.main import _Server
+from app.main import _Server, server_config
 from tests.app.api_support import PATIENCE, Running
 from tests.photos import BUS
 
@@ -34,7 +33,8 @@ def running(make):
 @pytest.fixture
 def served(running):
     """A running service behind a socket: its address."""
-    config = uvicorn.Config(running.app, port=0, log_config=None, lifespan="off")
+    config = server_config(running.app, running.settings)
+    config.port, config.lifespan = 0, "off"
     server = _Server(config, running.engine, PATIENCE)
     thread = threading.Thread(target=server.run, daemon=True)
     listening = threading.Event()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
+from weakref import WeakValueDictionary
 
 from fastapi import Request
 from prometheus_client import CollectorRegistry
@@ -13,6 +15,7 @@ from app.engine import Engine
 from app.keys import KeyFile, Limits
 from app.metrics import Metrics
 from app.settings import Settings
+from app.sharing import Room
 from app.tracing import Tracing
 
 
@@ -33,6 +36,21 @@ class Service:
     """How much each of them may."""
     tracing: Tracing
     """Where spans go, if anywhere."""
+    uploads: Room
+    """For the bytes of all requests, from when they come in until the answer is ready."""
+    _permits: WeakValueDictionary[str, asyncio.Semaphore] = field(
+        default_factory=WeakValueDictionary, init=False
+    )
+
+    def permits(self, client: str) -> asyncio.Semaphore:
+        """As many for a client as there are threads: nobody else waits for more of it than that."""
+        return self._permits.setdefault(client, asyncio.Semaphore(self.settings.decode_threads))
+
+
+def client_of(request: Request) -> str:
+    """Who asks, by key or else by address: what clients share is shared between these."""
+    address = "" if request.client is None else request.client.host
+    return str(request.state.details.get("key", address))
 
 
 def service_of(request: Request) -> Service:

@@ -27,9 +27,7 @@ async def livez(service: Annotated[Service, Depends(current_service)]) -> Health
 @router.get("/readyz", responses=responses(NotReadyError, DrainingError))
 async def readyz(service: Annotated[Service, Depends(current_service)]) -> Health:
     """Whether new images are taken: not before the models are warm, nor while shutting down."""
-    if not service.engine.ready:
-        # The engine knows best what is missing.
-        service.engine.reserve(0).release()
+    service.engine.check_open()
     if not service.engine.alive:
         raise NotReadyError("The device thread hangs.")
     return Health(status="ready")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
 from time import monotonic, perf_counter
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from starlette.responses import Response
 
 import models
 from app import images, render
-from app.api import Service, current_service
+from app.api import Service, client_of, current_service
 from app.api.models import choose
 from app.api.problems import responses
 from app.errors import (
@@ -35,15 +34,18 @@ from app.errors import (
     InferenceError,
     InvalidParameterError,
     NotAcceptableError,
+    NotFiniteError,
     NotReadyError,
     PosemuxError,
     TooLargeError,
     UnknownModelError,
     UnsupportedImageTypeError,
+    UploadTimeoutError,
 )
 from app.pipeline import Options, Poses
 from app.schemas import BOXES, PoseQuery, PoseResponse, coco_results
 from app.settings import Settings
+from app.sharing import Room
 from models import Card
 
 router = APIRouter(tags=["pose"])
@@ -147,10 +149,12 @@ class _Answered:
             BadImageError,
             UnknownModelError,
             NotAcceptableError,
+            UploadTimeoutError,
             TooLargeError,
             UnsupportedImageTypeError,
             InvalidParameterError,
             InferenceError,
+            NotFiniteError,
             BusyError,
             DrainingError,
             NotReadyError,
@@ -182,13 +186,14 @@ async def estimate_poses(
     request.state.details.update(representation=card.representation, model=card.name)
     options = _options(service.settings, query, card)
     media_type = negotiate(",".join(request.headers.getlist("Accept")))
-    encoded = await _read_images(request, service.settings)
-    _check_single(len(encoded), query, media_type)
-    return await _unless_late_or_gone(
-        request,
-        service.settings.deadline_seconds,
-        lambda deadline: _answer(request, service, options, encoded, media_type, deadline),
-    )
+    with _Upload(service.uploads, client_of(request)) as upload:
+        encoded = await _read_images(request, service.settings, upload)
+        _check_single(len(encoded), query, media_type)
+        return await _unless_late_or_gone(
+            request,
+            service.settings.deadline_seconds,
+            lambda deadline: _answer(request, service, options, encoded, media_type, deadline),
+        )
 
 
 # ------------------------------------------------------------------------------------ the request
@@ -241,24 +246,58 @@ def _check_single(count: int, query: PoseQuery, media_type: str) -> None:
             )
 
 
-async def _read_images(request: Request, settings: Settings) -> list[bytes]:
+class _Upload:
+    """The room that a request's bytes take, for as long as they are kept: a context manager."""
+
+    def __init__(self, room: Room, client: str) -> None:
+        self._room = room
+        self._client = client
+        self._held = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.give_back(self._client, self._held)
+
+    def grow(self, count: int) -> None:
+        """Take room for so many more bytes.
+
+        Raises:
+            BusyError: too many are kept already, for all or for this client.
+        """
+        if not self._room.take(self._client, count):
+            raise BusyError(f"Too much at once: {self._room.used} bytes are in flight.")
+        self._held += count
+
+
+async def _read_images(request: Request, settings: Settings, upload: _Upload) -> list[bytes]:
     """The encoded images of a request's body.
 
     Raises:
+        BusyError: there is no room for its bytes.
         InvalidParameterError: the form is malformed, or holds something else than images.
         TooLargeError: too many bytes or images; found out before they are all read.
         UnsupportedImageTypeError: the body is declared to be something else.
+        UploadTimeoutError: it takes too long to come in.
     """
     declared = request.headers.get("Content-Type", "")
     media_type = declared.partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        return await _read_form(request, settings)
-    if media_type.startswith("image/") or media_type == "application/octet-stream":
-        body = bytearray()
-        async with aclosing(_limited(request, settings.max_image_bytes)) as chunks:
-            async for chunk in chunks:
-                body += chunk
-        return [bytes(body)]
+    try:
+        async with asyncio.timeout(settings.transfer_seconds):
+            if media_type == "multipart/form-data":
+                return await _read_form(request, settings, upload)
+            if media_type.startswith("image/") or media_type == "application/octet-stream":
+                body = bytearray()
+                most = settings.max_image_bytes
+                async with aclosing(_limited(request, most, upload)) as chunks:
+                    async for chunk in chunks:
+                        body += chunk
+                return [bytes(body)]
+    except TimeoutError as error:
+        raise UploadTimeoutError(
+            f"The body was not in after {settings.transfer_seconds:g} seconds."
+        ) from error
     raise UnsupportedImageTypeError(
         f"The Content-Type is {declared or 'missing'}. Accepted: image/* or "
         f"application/octet-stream with the image as the body, or multipart/form-data with the "
@@ -266,8 +305,8 @@ async def _read_images(request: Request, settings: Settings) -> list[bytes]:
     )
 
 
-async def _read_form(request: Request, settings: Settings) -> list[bytes]:
-    async with aclosing(_limited(request, settings.max_request_bytes)) as chunks:
+async def _read_form(request: Request, settings: Settings, upload: _Upload) -> list[bytes]:
+    async with aclosing(_limited(request, settings.max_request_bytes, upload)) as chunks:
         parser = MultiPartParser(
             request.headers, chunks, max_files=settings.max_images, max_fields=_MAX_FIELDS
         )
@@ -308,7 +347,7 @@ async def _form_images(form: FormData, max_bytes: int) -> list[bytes]:
     return encoded
 
 
-async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, most: int, upload: _Upload) -> AsyncGenerator[bytes, None]:
     """The body as it comes in, up to a limit."""
     declared = request.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared) > most:
@@ -319,6 +358,7 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
             count += len(chunk)
             if count > most:
                 raise _too_many_bytes(most)
+            upload.grow(len(chunk))
             yield chunk
 
 
@@ -369,20 +409,19 @@ async def _answer(
     deadline: float,
 ) -> Response:
     """Everything from the encoded images to the response."""
-    areas = await _in_thread(service, _areas, encoded, service.settings.max_image_pixels)
+    client = client_of(request)
+    areas = await _in_thread(service, client, _areas, encoded, service.settings.max_image_pixels)
     most = service.settings.max_pixels_in_flight
     if len(areas) > 1 and sum(areas) > most:
         # Waiting for others to finish would not help.
         raise TooLargeError(
             f"All images have {sum(areas)} pixels together, of which {most} are accepted."
         )
-    with ExitStack() as room:
-        for area in areas:
-            room.enter_context(service.engine.reserve(area))
+    with service.engine.reserve(areas, client, deadline):
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(_estimate(service, options, encoded, index, deadline))
+                    group.create_task(_estimate(service, client, options, encoded, index, deadline))
                     for index in range(len(encoded))
                 ]
         except BaseExceptionGroup as errors:
@@ -401,20 +440,25 @@ async def _answer(
         if media_type == _JSON:
             body = _body(request, done, timings)
         else:
-            body = await _in_thread(service, _drawing, service, done[0], media_type)
+            body = await _in_thread(service, client, _drawing, service, done[0], media_type)
     server_timing = ", ".join(f"{stage};dur={1000 * timings[stage]:.2f}" for stage in timings)
     return Response(body, headers={"Server-Timing": server_timing}, media_type=media_type)
 
 
 async def _estimate(
-    service: Service, options: Options, encoded: Sequence[bytes], index: int, deadline: float
+    service: Service,
+    client: str,
+    options: Options,
+    encoded: Sequence[bytes],
+    index: int,
+    deadline: float,
 ) -> _Answered:
     """Decode one image and have its poses estimated, as soon as a thread and the device can."""
     with _naming(index, len(encoded)):
-        image, seconds = await _in_thread(service, _decode, service, encoded[index])
+        image, seconds = await _in_thread(service, client, _decode, service, encoded[index])
         service.tracing.stages({"decode": seconds}, index)
         _check_boxes(options.boxes, image)
-        future = service.engine.submit(image, options, deadline)
+        future = service.engine.submit(image, options, client, deadline)
         # Cancelled together: a job that nobody waits for leaves the queue.
         poses = await asyncio.wrap_future(future)
         service.tracing.stages({stage: poses.timings[stage] for stage in _STAGES}, index)
@@ -503,10 +547,19 @@ def _milliseconds(timings: Mapping[str, float]) -> dict[str, float]:
 
 
 async def _in_thread(
-    service: Service, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    service: Service, client: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    call = partial(copy_context().run, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(service.threads, call)
+    loop, permits = asyncio.get_running_loop(), service.permits(client)
+
+    def done(_: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits for a permit
+            loop.call_soon_threadsafe(permits.release)
+
+    await permits.acquire()
+    future = service.threads.submit(copy_context().run, function, *args, **kwargs)
+    # Not before the thread is free, which it is not yet when a client goes.
+    future.add_done_callback(done)
+    return await asyncio.wrap_future(future)
 
 
 def _areas(encoded: Sequence[bytes], max_pixels: int) -> list[int]:

@@ -100,7 +100,7 @@ class Running:
 
     def job(self):
         """Something for the engine."""
-        return np.ones((1, 1, 3), np.uint8), Options("simcc-small"), monotonic() + PATIENCE
+        return np.ones((1, 1, 3), np.uint8), Options("simcc-small"), "", monotonic() + PATIENCE
 
     def refuses(self, response, status, *words):
         """A problem that says what the words are about, and a service that goes on."""

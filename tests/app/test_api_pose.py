@@ -441,12 +441,10 @@ def test_a_deadline_that_passes(make):
 
 
 def test_too_much_at_once(make):
-    running = make(max_queue=1, max_batch_images=1, max_images=1)
+    # For three, of whom one client may be two.
+    running = make(max_queue=2, max_batch_images=1, max_images=1)
     running.pipeline.hold()
-    first = in_background(running)
-    # Only once the first is on the device is there room in the queue for the second.
-    running.pipeline.wait_until_entered()
-    others = [first, in_background(running)]
+    others = [in_background(running), in_background(running)]
     running.until(lambda: running.engine.in_flight == 2)
     response = running.post(GOOD)
     running.pipeline.go.set()

@@ -4,7 +4,10 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -465,3 +468,20 @@ def test_settings_are_shown_without_keys(
     assert "POSE_CLIENT_KEY=**********" in lines
     assert lines[-1] == "# names with API keys: alice, bob"
     assert "0123456789" not in told
+
+
+def test_a_full_disk_is_one_clear_line() -> None:
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "serve"],
+        cwd=Path(__file__).parents[2],
+        preexec_fn=fill,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    [complaint] = done.stderr.strip().splitlines()
+    assert complaint.startswith("posemux: No usable temporary directory")

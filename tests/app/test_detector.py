@@ -1,5 +1,6 @@
 import ast
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from ultralytics.utils import ops
 from ultralytics.utils.nms import non_max_suppression
 
 from app.detector import SAME_PERSON, Detections, YoloDetector, save_detector
+from app.errors import NotFiniteError
 from app.runtime import Runtime
 
 CPU = torch.device("cpu")
@@ -129,6 +131,21 @@ def test_an_image_finds_the_same_people_alone_and_in_a_batch(detector):
 def test_tensors_are_as_good_as_arrays(detector):
     image = picture(100, 140, 1)
     assert_same(detector([torch.from_numpy(image)], 0.5)[0], detector([image], 0.5)[0])
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", [0, 1])
+def test_what_is_not_finite_is_not_nobody(detector, monkeypatch, part, number):
+    run = detector._run
+
+    def spoil(batch):
+        raw = [tensor.clone() for tensor in run(batch)]
+        raw[part][0, 0, 7] = number
+        return tuple(raw)
+
+    monkeypatch.setattr(detector, "_run", spoil)
+    with pytest.raises(NotFiniteError):
+        detector([picture(64, 96, 0)], 0.5)
 
 
 def test_people_come_best_first_above_the_threshold_and_inside_of_the_image(detector):

@@ -79,6 +79,7 @@ class Fixture:
             "max_queue": 64,
             "max_pixels_in_flight": 1000,
             "max_batch_images": 8,
+            "max_batch_people": 64,
             "heartbeat_seconds": 30.0,
             "metrics": Metrics(self.registry),
             "on_fatal": self.fatal.append,
@@ -90,8 +91,11 @@ class Fixture:
         wait_for(self.engine, lambda: self.engine.ready or self.engine.failure is not None)
         return self
 
-    def submit(self, number, seconds=PATIENCE):
-        return self.engine.submit(image_of(number), OPTIONS, time.monotonic() + seconds)
+    def submit(self, number, seconds=PATIENCE, client="a", options=OPTIONS):
+        return self.engine.submit(image_of(number), options, client, time.monotonic() + seconds)
+
+    def reserve(self, *pixels, client="a", seconds=PATIENCE):
+        return self.engine.reserve(pixels, client, time.monotonic() + seconds)
 
     def occupy(self):
         """Keep the device thread busy with a first job, so that others queue up behind it."""
@@ -277,30 +281,95 @@ def test_the_first_ones_to_be_refused_come_back_in_a_second(make):
 def test_reservations_bound_the_pixels_in_flight(make):
     running = make(max_pixels_in_flight=1000).start()
     engine = running.engine
-    with engine.reserve(600):
-        with pytest.raises(BusyError):
-            engine.reserve(401)
-        with engine.reserve(400):
+    with running.reserve(600):
+        with pytest.raises(BusyError, match="600 pixels"):
+            running.reserve(401, client="b")
+        with running.reserve(400, client="b"):
             assert engine.in_flight == running.value("pose_in_flight") == 2
     assert engine.in_flight == running.value("pose_in_flight") == 0
-    alone = engine.reserve(5000)  # whether one image is too large is not the engine's to say
+    alone = running.reserve(5000)  # whether one image is too large is not the engine's to say
     with pytest.raises(BusyError):
-        engine.reserve(1)
+        running.reserve(1, client="b")
     alone.release()
     alone.release()
-    with engine.reserve(1000):
-        assert engine.in_flight == 1
+    with running.reserve(500, 500):
+        assert engine.in_flight == 2
 
 
 def test_reservations_bound_the_images_in_flight(make):
     running = make(max_queue=2, max_batch_images=1).start()
-    held = [running.engine.reserve(1) for _ in range(3)]
-    with pytest.raises(BusyError):
-        running.engine.reserve(1)
+    held = [running.reserve(1, client=client) for client in "abc"]
+    with pytest.raises(BusyError, match="3 images"):
+        running.reserve(1, client="d")
     held.pop().release()
-    held.append(running.engine.reserve(1))
+    held.append(running.reserve(1, client="d"))
     for reservation in held:
         reservation.release()
+
+
+def test_a_request_is_let_in_whole_or_not_at_all(make):
+    running = make(max_queue=3, max_batch_images=1, max_pixels_in_flight=100).start()
+    with running.reserve(10, 10):
+        for pixels in ([1] * 3, [50, 50]):
+            with pytest.raises(BusyError):
+                running.reserve(*pixels, client="b")
+        assert running.engine.in_flight == 2
+    assert running.engine.in_flight == 0
+    with running.reserve(50, 50):
+        assert running.engine.in_flight == 2
+
+
+def test_one_client_leaves_room_for_others(make):
+    running = make(max_queue=64, max_batch_images=8, max_pixels_in_flight=900).start()
+    held = [running.reserve(100) for _ in range(8)]
+    with pytest.raises(BusyError):
+        running.reserve(100)
+    held.append(running.reserve(100, client="b"))
+    for reservation in held:
+        reservation.release()
+
+
+def test_who_would_not_be_answered_in_time_is_refused_at_once(make):
+    running = make(max_batch_images=2).start()
+    running.engine._seconds_per_image = 2.5
+    # Behind four are four and a batch of two: 15 seconds of work.
+    held = [running.reserve(1, seconds=20) for _ in range(4)]
+    with pytest.raises(BusyError, match=r"4 images.*too late") as caught:
+        running.reserve(1, seconds=14)
+    assert caught.value.retry_after == 10
+    held.append(running.reserve(1, seconds=16))
+    # Another client's turn comes after one image of the first.
+    held.append(running.reserve(1, client="b", seconds=8))
+    for reservation in held:
+        reservation.release()
+    # An estimate, however wrong, keeps nobody out of an idle service.
+    running.engine._seconds_per_image = 1e9
+    running.reserve(1, seconds=1).release()
+
+
+def test_clients_take_turns(make):
+    running = make(max_batch_images=3).start()
+    first = running.occupy()
+    futures = [running.submit(number) for number in range(6)]
+    futures += [running.submit(number, client="b") for number in (10, 11)]
+    futures.append(running.submit(20, client="c"))
+    running.pipeline.go.set()
+    for future in (first, *futures):
+        result(future)
+    assert running.pipeline.batches == [[255], [0, 10, 20], [1, 11, 2], [3, 4, 5]]
+
+
+def test_nobody_waits_for_all_people_of_many_images(make):
+    running = make(max_batch_people=64).start()
+    first = running.occupy()
+    boxes = np.zeros((40, 4), np.float32)
+    crowds = [Options("model", boxes=boxes, flip_test=flip) for flip in (False, False, True, True)]
+    futures = [running.submit(number, options=crowd) for number, crowd in enumerate(crowds)]
+    futures.append(running.submit(4))
+    running.pipeline.go.set()
+    for future in (first, *futures):
+        result(future)
+    assert running.pipeline.batches == [[255], [0, 1], [2], [3], [4]]
 
 
 def test_it_is_ready_only_once_warm(make):
@@ -319,7 +388,7 @@ def test_it_is_ready_only_once_warm(make):
     with pytest.raises(NotReadyError):
         fixture.submit(1)
     with pytest.raises(NotReadyError):
-        fixture.engine.reserve(1)
+        fixture.reserve(1)
     warm.set()
     wait_for(fixture.engine, lambda: fixture.engine.ready)
     assert fixture.value("pose_ready") == 1
@@ -396,14 +465,14 @@ def test_draining_finishes_what_was_let_in(make):
     running = make().start()
     first = running.occupy()
     queued = running.submit(1)
-    reservation = running.engine.reserve(1)
+    reservation = running.reserve(1)
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(running.engine.drain, PATIENCE)
         wait_for(running.engine, lambda: running.engine._draining)
         assert not running.engine.ready
         assert running.engine.alive
         with pytest.raises(DrainingError):
-            running.engine.reserve(1)
+            running.reserve(1)
         decoded = running.submit(2)
         running.pipeline.go.set()
         assert [result(future).model for future in (first, queued, decoded)] == ["255", "1", "2"]
@@ -452,7 +521,7 @@ def test_an_idle_engine_keeps_no_images(make):
     running = make().start()
     image = image_of(9).view(Watched)
     watch = weakref.ref(image)
-    future = running.engine.submit(image, OPTIONS, time.monotonic() + PATIENCE)
+    future = running.engine.submit(image, OPTIONS, "a", time.monotonic() + PATIENCE)
     del image
     result(future)
     wait_for(running.engine, lambda: not running.engine._running)

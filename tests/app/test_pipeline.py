@@ -1,3 +1,5 @@
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +9,10 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch import nn
 
+import models
 from app.detector import Detections
-from app.errors import InferenceError
+from app.engine import Engine
+from app.errors import NotFiniteError
 from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, oks_nms
 from models.calibration import Calibration
@@ -17,6 +21,7 @@ from models.export import ImageToPoses
 from models.heatmap import Heatmap
 from models.network import Architecture
 from models.pose_model import MEAN, STD, Card, PoseModel
+from models.runtime import TorchRunner
 from models.simcc import SimCC
 
 CPU = torch.device("cpu")
@@ -103,9 +108,8 @@ def detections(shape, scores=(0.9, 0.8)):
 
 
 def pipeline_of(model, detector=None, max_batch_people=64, metrics=None, as_authors=False):
-    models = {"spots": model}
     detector = detector or KnownPeople({shape: detections(shape) for shape in SHAPES})
-    return Pipeline(detector, models, CPU, max_batch_people, metrics, as_authors)
+    return Pipeline(detector, {"spots": model}, CPU, max_batch_people, metrics, as_authors)
 
 
 def assert_at(poses, people, atol=0.5):
@@ -315,8 +319,81 @@ def test_a_box_without_an_area_breaks_nothing(spotter):
 
 def test_what_is_no_number_is_not_returned(spotter):
     spotter.network.weight[:] = torch.nan
-    with pytest.raises(InferenceError):
+    with pytest.raises(NotFiniteError):
         pipeline_of(spotter)([IMAGES[(150, 200)]], [Options("spots")])
+
+
+class Poisoned:
+    """What runs a network, and then spoils one number of its output for the second crop."""
+
+    def __init__(self, run, number):
+        self.run = run
+        self.number = number
+
+    def __call__(self, crops):
+        raw = self.run(crops)
+        parts = [part.clone() for part in (raw if isinstance(raw, tuple) else (raw,))]
+        spoilt = parts[-1][1]
+        spoilt[tuple(side // 2 for side in spoilt.shape)] = self.number
+        return tuple(parts) if isinstance(raw, tuple) else parts[0]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("flip_test", [False, True])
+@pytest.mark.parametrize("name", ["simcc-small", "dark-small", "pct-small"])
+def test_one_number_that_is_not_finite_is_found(bundled, name, flip_test, number):
+    model = bundled[name]
+    poisoned = {name: Poisoned(TorchRunner(model.network), number)}
+    pipeline = Pipeline(KnownPeople({}), {name: model}, CPU, 64, runners=poisoned)
+    boxes = boxes_of(PEOPLE[(150, 200)])
+    with pytest.raises(NotFiniteError):
+        pipeline([IMAGES[(150, 200)]], [Options(name, boxes=boxes, flip_test=flip_test)])
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return {name: models.load(name) for name in ("simcc-small", "dark-small", "pct-small")}
+
+
+def test_only_the_image_of_what_is_not_finite_fails(spotter):
+    """Through the engine, which takes a failing batch apart."""
+
+    class Blind(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, crops):
+            brightest = crops.flatten(1).amax(1)[:, None, None, None]
+            return self.network(crops).where(brightest < 2, torch.nan)
+
+    spotter.network = Blind(spotter.network)
+    registry = CollectorRegistry()
+    known = KnownPeople({shape: detections(shape) for shape in SHAPES})
+    pipeline = Pipeline(known, {"spots": spotter}, CPU, 64)
+    dim, bright = IMAGES[(150, 200)] // 2, IMAGES[(150, 200)]
+    engine = Engine(
+        lambda: pipeline,
+        max_queue=8,
+        max_pixels_in_flight=10**9,
+        max_batch_images=8,
+        max_batch_people=64,
+        heartbeat_seconds=30,
+        metrics=Metrics(registry),
+    )
+    engine.start()
+    with engine._changed:
+        assert engine._changed.wait_for(lambda: engine.ready, 10)
+        futures = [
+            engine.submit(image, Options("spots"), "a", time.monotonic() + 10)
+            for image in (dim, bright, dim)
+        ]
+    with pytest.raises(NotFiniteError):
+        futures[1].result(10)
+    for future in (futures[0], futures[2]):
+        assert_at(future.result(10), PEOPLE[(150, 200)])
+    assert registry.get_sample_value("pose_failed_images_total", {"reason": "not-finite"}) == 1
+    assert engine.drain(10)
 
 
 def test_timings_and_metrics_tell_what_was_done(spotter):
