@@ -155,7 +155,15 @@ class ModelCard(BaseModel):
     profile: ModelProfile = Field(description="What its input is like, and its authors' decoding.")
     joint_names: list[str] = Field(description="In the order of its `keypoints`.")
     skeleton: list[tuple[int, int]] = Field(description="Limbs, as indices of joints from 0.")
+    skeleton_colours: list[str] = Field(
+        description="Each limb's, as #rrggbb: the left side's, the right side's, the middle's."
+    )
+    joint_colours: list[str] = Field(description="Each joint's, likewise.")
     flip_pairs: list[tuple[int, int]] = Field(description="Joints that a mirror exchanges.")
+    milliseconds: float | None = Field(
+        description="From one person's box to the joints, measured when this service was warm; "
+        "null where it is not loaded."
+    )
     architecture: dict[str, Any]
     weights: str
     sha256: str
@@ -185,6 +193,8 @@ class ModelsResponse(BaseModel):
     models: list[ModelCard]
     joint_names: list[str] = Field(description="In the order of the default model's `keypoints`.")
     skeleton: list[tuple[int, int]] = Field(description="Its limbs, as indices of joints from 0.")
+    skeleton_colours: list[str] = Field(description="Each limb's, as #rrggbb.")
+    joint_colours: list[str] = Field(description="Each joint's, as #rrggbb.")
     flip_pairs: list[tuple[int, int]] = Field(description="Its joints that a mirror exchanges.")
 
 
