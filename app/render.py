@@ -88,9 +88,8 @@ def _draw_skeleton(
     paths = [points[list(limb)] for limb in limbs]
     cv2.polylines(canvas, paths, False, _OUTLINE, width + 2 * edge, cv2.LINE_AA, _SHIFT)
     for limb, path in zip(limbs, paths, strict=True):
-        cv2.polylines(
-            canvas, [path], False, side_colour(skeleton, *limb), width, cv2.LINE_AA, _SHIFT
-        )
+        own = side_colour(skeleton, *limb)
+        cv2.polylines(canvas, [path], False, own, width, cv2.LINE_AA, _SHIFT)
     radius = round((0.8 * width + 0.5) * 2**_SHIFT)
     rim = max(edge / 2, 0.5)
     for joint in np.flatnonzero(seen).tolist():

@@ -7,6 +7,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter
 
+from app.explanations import (
+    MAX_EXPLAINED,
+    HeatmapExplained,
+    PCTExplained,
+    SimCCExplained,
+    explained,
+)
 from app.pipeline import Poses
 
 #: Further out than in any image, near enough for single precision.
@@ -59,6 +66,11 @@ class PoseQuery(BaseModel):
         description="true or false; true averages with the mirror image: a little better, twice "
         "the price.",
     )
+    explain: bool = Field(
+        default=False,
+        description="true or false; true tells what the joints were decoded from, of one image "
+        f"with up to {MAX_EXPLAINED} people, in JSON.",
+    )
 
 
 class ImageInfo(BaseModel):
@@ -86,6 +98,11 @@ class Prediction(BaseModel):
         description="x, y and score of each joint, three numbers each, in the order of the model's "
         "`joint_names` in /models: COCO's 17, or what else the model was trained on. "
         "The score is how likely the joint is right, where the model's scores are calibrated.",
+    )
+    explanation: SimCCExplained | HeatmapExplained | PCTExplained | None = Field(
+        default=None,
+        description="With `explain=true` only: what the joints were decoded from, by the model's "
+        "representation.",
     )
 
 
@@ -212,7 +229,7 @@ def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str,
 
     Args:
         image_id: the image's.
-        poses: the people in it.
+        poses: the people in it, with their explanations if there are any.
         digits: decimals of scores.
     """
     corners = poses.boxes.astype(np.float64)
@@ -223,7 +240,11 @@ def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str,
     scores = poses.scores.astype(np.float64).round(digits)
     flat = keypoints.reshape(len(keypoints), 3 * keypoints.shape[1])
     rows = zip(boxes.tolist(), scores.tolist(), flat.tolist(), strict=True)
-    return [
+    results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": row}
         for box, score, row in rows
     ]
+    if poses.explanations is not None:
+        for result, told in zip(results, poses.explanations, strict=True):
+            result["explanation"] = explained(told)
+    return results

@@ -29,6 +29,8 @@ _COMMITMENT = 15.0
 _DRAWS = 8
 #: Pixels by which a joint moves then whose factor is a half.
 _HALF_SURE = 4.0
+#: By how many entries of the codebook a token is replaced, to see which joints it moves.
+_REPLACEMENTS = 8
 
 
 # ------------------------------------------------------------------------------------ MLP-mixer
@@ -498,6 +500,33 @@ def decode_with_spread(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
     return torch.cat((keypoints, scores[..., None]), -1)
 
 
+def token_moves(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """How far each token, replaced alone, moves each joint.
+
+    In the paper each token characterises a sub-structure of several interdependent joints (its
+    abstract). Which ones shows when that token alone takes other entries: several here, evenly
+    spread over the codebook.
+
+    Args:
+        logits: `(N, M, V)`.
+        tokenizer: the tokenizer that the classifier was trained with.
+
+    Returns:
+        `(N, M, K)`: the root mean square over the replacements, in input pixels.
+    """
+    codebook = tokenizer.codebook
+    features = logits.softmax(-1) @ codebook
+    entries = torch.arange(_REPLACEMENTS, device=codebook.device) * len(codebook) // _REPLACEMENTS
+    tokens = features.shape[1]
+    replaced = features[:, None, None].repeat(1, tokens, _REPLACEMENTS, 1, 1)
+    every = torch.arange(tokens, device=codebook.device)
+    replaced[:, every, :, every] = codebook[entries]
+    poses = tokenizer.decode(replaced.flatten(0, 2))
+    poses = poses.view(*replaced.shape[:3], *poses.shape[1:])
+    pose = tokenizer.decode(features)[:, None, None]
+    return (poses - pose).square().sum(-1).mean(2).sqrt()
+
+
 @lru_cache
 @torch.inference_mode(False)  # or nothing that is kept could be used in training
 def _signs(shape: torch.Size, device: torch.device) -> Tensor:
@@ -577,3 +606,14 @@ class PCT(nn.Module):
     def decode(self, raw: Tensor) -> Tensor:
         """`(N, K, 3)` in input pixels; see `decode_with_spread`."""
         return decode_with_spread(raw, self.tokenizer)
+
+    def explain(self, raw: Tensor) -> dict[str, Tensor]:
+        """The tokens of each pose.
+
+        Returns:
+            `tokens` `(N, M)`, the likeliest entry of each, `probabilities` `(N, M)`, that entry's,
+            and `moves` `(N, M, K)`, see `token_moves`.
+        """
+        probabilities, tokens = raw.softmax(-1).max(-1)
+        moves = token_moves(raw, self.tokenizer)
+        return {"tokens": tokens, "probabilities": probabilities, "moves": moves}
