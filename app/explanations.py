@@ -97,6 +97,6 @@ def _listed(values: npt.NDArray[np.float32], digits: int) -> list[Any]:
 def _packed(values: npt.NDArray[np.float32]) -> dict[str, Any]:
     flat = values.reshape(len(values), -1)
     peaks = flat.max(1)
-    scaled = flat * (255 / np.maximum(peaks, np.finfo(np.float32).tiny))[:, None]
-    data = b64encode(np.rint(scaled).astype(np.uint8).tobytes()).decode("ascii")
+    shares = flat / np.where(peaks > 0, peaks, 1)[:, None]
+    data = b64encode(np.rint(255 * shares).astype(np.uint8).tobytes()).decode("ascii")
     return {"shape": list(values.shape), "peaks": _listed(peaks, 6), "data": data}
