@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 import models
 from app import cpus
-from app.api import Service, health, pose, problems
+from app.api import Service, health, page, pose, problems
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
 from app.detector import YoloDetector
@@ -156,8 +156,9 @@ def create_app(
     app.state.service = Service(settings, engine, metrics, registry, threads)
     app.add_middleware(RequestRecorder, metrics=metrics)
     problems.install(app)
-    for routes in (pose, model_routes, health):
+    for routes in (pose, model_routes, health, page):
         app.include_router(routes.router)
+    app.mount("/page", page.PageFiles())
     return app
 
 
