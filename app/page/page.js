@@ -119,10 +119,8 @@ async function askInside() {
     const key = `${card.name} ${box}`;
     if (photo.told.has(key) || !body(card)) continue;
     photo.told.set(key, {});
-    const [x, y, width, height] = box;
-    const boxes = JSON.stringify([[x, y, x + width, y + height]]);
     try {
-      const { predictions: [person] } = await api.pose(photo.blob, api.query(card, state.cards, { boxes, explain: true }));
+      const { predictions: [person] } = await api.pose(photo.blob, api.query(card, state.cards, explaining(box)));
       const told = person.explanation;
       for (const name of ["x", "y", "maps"]) if (told[name]) told[name] = draw.unpack(told[name]);
       photo.told.set(key, { told, person });
@@ -131,6 +129,11 @@ async function askInside() {
     }
     if (photo === state.photo) render();
   }
+}
+/** The query that asks what was seen in a box. */
+function explaining([x, y, width, height]) {
+  const corners = [x, y, x + width, y + height].map((value) => Number(value.toFixed(2)));
+  return { boxes: JSON.stringify([corners]), explain: true };
 }
 const told = (card) => (state.inside && state.box ? state.photo.told.get(`${card.name} ${state.box}`) : null);
 
@@ -501,7 +504,8 @@ function renderPeople() {
   const list = card ? people(card) : [];
   const active = card ? chosen(card) : null;
   const chip = (text, detail, pressed, bbox) => {
-    const button = h("button", { type: "button", onclick: () => choosePerson(bbox) }, text, detail ? h("small", {}, detail) : null);
+    const name = detail ? `Person ${text}, score ${detail}` : text;
+    const button = h("button", { type: "button", "aria-label": name, onclick: () => choosePerson(bbox) }, text, detail ? h("small", {}, detail) : null);
     button.setAttribute("aria-pressed", pressed);
     return button;
   };
@@ -588,9 +592,7 @@ function renderTime() {
 function renderUse() {
   const { photo } = state;
   const [card] = visible();
-  const box = state.inside && state.box;
-  const extra = box ? { boxes: JSON.stringify([[box[0], box[1], box[0] + box[2], box[1] + box[3]]]), explain: true } : {};
-  const words = api.query(card, state.cards, extra);
+  const words = api.query(card, state.cards, state.inside && state.box ? explaining(state.box) : {});
   const texts = { curl: () => api.curl(photo, words), python: () => api.python(photo, words), json: () => (body(card) ? api.json(body(card)) : "") };
   $("snippet").textContent = texts[state.snippet]();
   const saves = [h("button", { type: "button", onclick: savePicture }, "Save picture")];
