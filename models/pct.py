@@ -194,7 +194,27 @@ class Tokenizer(nn.Module):
         # The released code mixes tokens first; channels first leaves a sixteenth of them to mix.
         channels, tokens = self.decoder_start, self.decoder_token_mlp
         x = functional.linear(functional.linear(features, channels.weight).mT, tokens.weight).mT
-        x = x + (tokens.bias[:, None] * channels.weight.sum(1) + channels.bias)
+        return self._recover(x + (tokens.bias[:, None] * channels.weight.sum(1) + channels.bias))
+
+    def decode_replaced(self, features: Tensor, entries: Tensor) -> Tensor:
+        """Token features to poses, each token alone replaced by each of some entries in turn.
+
+        Args:
+            features: `(N, M, D)`, quantised or mixed.
+            entries: `(R, D)`.
+
+        Returns:
+            `(N, M, R, K, 2)` in pixels.
+        """
+        # The decoder starts linearly: a replacement adds what differs to what its layers see.
+        channels, tokens = self.decoder_start, self.decoder_token_mlp
+        start = channels(tokens(features.mT).mT)[:, None, None]
+        change = functional.linear(entries - features[:, :, None], channels.weight)
+        added = tokens.weight.mT[:, None, :, None] * change[..., None, :]
+        return self._recover((start + added).flatten(0, 2)).view(*added.shape[:4], 2)
+
+    def _recover(self, x: Tensor) -> Tensor:
+        """What the decoder's layers see, `(N, K, width)`, to poses."""
         for layer in self.decoder:
             x = layer(x)
         return cast(Tensor, self.recover_embed(self.decoder_layer_norm(x)) * self.unit)
@@ -516,13 +536,8 @@ def token_moves(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
     """
     codebook = tokenizer.codebook
     features = logits.softmax(-1) @ codebook
-    entries = torch.arange(_REPLACEMENTS, device=codebook.device) * len(codebook) // _REPLACEMENTS
-    tokens = features.shape[1]
-    replaced = features[:, None, None].repeat(1, tokens, _REPLACEMENTS, 1, 1)
-    every = torch.arange(tokens, device=codebook.device)
-    replaced[:, every, :, every] = codebook[entries]
-    poses = tokenizer.decode(replaced.flatten(0, 2))
-    poses = poses.view(*replaced.shape[:3], *poses.shape[1:])
+    chosen = torch.arange(_REPLACEMENTS, device=codebook.device) * len(codebook) // _REPLACEMENTS
+    poses = tokenizer.decode_replaced(features, codebook[chosen])
     pose = tokenizer.decode(features)[:, None, None]
     return (poses - pose).square().sum(-1).mean(2).sqrt()
 
