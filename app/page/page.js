@@ -420,7 +420,8 @@ class Panel {
     const person = scene.people[found.person];
     light({ joint: found.joint, box: person.bbox });
     const { x, y, score } = draw.joints(person)[found.joint];
-    tip(event, readable(scene.card.joint_names[found.joint]), `score ${score.toFixed(2)}`, `x ${x.toFixed(1)}, y ${y.toFixed(1)}`);
+    const whose = scene.told || scene.people.length < 2 ? "" : `, person ${found.person + 1}`;
+    tip(event, `${readable(scene.card.joint_names[found.joint])}${whose}`, `score ${score.toFixed(2)}`, `x ${x.toFixed(1)}, y ${y.toFixed(1)}`);
   }
 
   click(event) {
@@ -520,9 +521,16 @@ function renderPeople() {
   $("inside").disabled = !list.length || Boolean(state.camera);
 }
 
+/** The person whose joints the table lists, as the first model that found anybody has them. */
+function tablePerson() {
+  const card = visible().find((one) => people(one).length);
+  return card ? people(card)[chosen(card) ?? 0] : null;
+}
+
 function renderJoints() {
   const cards = visible().filter((card) => people(card).length);
-  if (!cards.length) return $("joints").replaceChildren();
+  $("joints").parentElement.hidden = !cards.length;
+  if (!cards.length) return;
   const names = cards[0].joint_names;
   const alike = cards.filter((card) => String(card.joint_names) === String(names));
   const rows = alike.map((card) => draw.joints(people(card)[chosen(card) ?? 0]));
@@ -538,8 +546,7 @@ function renderJoints() {
       : [...found.map(({ score: sure }) => score(sure)), h("td", {}, `${far.toFixed(0)} px`)];
     const line = h("tr", {}, h("th", { scope: "row" }, readable(name)), ...cells);
     if (found.every(({ score: sure }) => sure < state.threshold)) line.classList.add("off");
-    const { bbox } = people(alike[0])[chosen(alike[0]) ?? 0];
-    line.addEventListener("pointerenter", () => light({ joint, box: bbox }));
+    line.addEventListener("pointerenter", () => light({ joint, box: tablePerson().bbox }));
     line.addEventListener("pointerleave", () => light(null));
     return line;
   });
@@ -550,11 +557,11 @@ function renderJoints() {
 function step(event) {
   const lines = [...$("joints").querySelectorAll("tbody tr")];
   const move = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-  const card = visible().find((one) => people(one).length);
-  if (!move || !card) return;
+  const person = tablePerson();
+  if (!move || !person) return;
   event.preventDefault();
   const joint = Math.min(Math.max((state.lit?.joint ?? (move > 0 ? -1 : lines.length)) + move, 0), lines.length - 1);
-  light({ joint, box: people(card)[chosen(card) ?? 0].bbox });
+  light({ joint, box: person.bbox });
   lines[joint].scrollIntoView({ block: "nearest" });
   say([...lines[joint].children].map(({ textContent }) => textContent).join(", "));
 }
@@ -631,8 +638,10 @@ function paint() {
     painting = false;
     if (!state.photo) return;
     for (const panel of panels.values()) panel.paint();
+    const tabled = tablePerson();
+    const same = tabled && state.lit && overlap(tabled.bbox, state.lit.box) > 0.5;
     for (const [joint, line] of [...$("joints").querySelectorAll("tbody tr")].entries()) {
-      line.classList.toggle("lit", state.lit?.joint === joint);
+      line.classList.toggle("lit", Boolean(same) && state.lit.joint === joint);
     }
   });
   renderJointsOnce();
