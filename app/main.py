@@ -125,8 +125,16 @@ def create_app(
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics(registry)
+
+    def start() -> Pipeline:
+        pipeline = build(settings, metrics)
+        # What they cost takes a moment to count: before anybody asks GET /models for it.
+        for name in catalogue.bundled():
+            catalogue.complexity_of(name)
+        return pipeline
+
     engine = Engine(
-        lambda: build(settings, metrics),
+        start,
         max_queue=settings.max_queue,
         max_pixels_in_flight=settings.max_pixels_in_flight,
         max_batch_images=settings.max_batch_images,

@@ -26,6 +26,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
 PATIENCE = 20_000  # milliseconds
+api.expect.set_options(timeout=PATIENCE)
 REPRESENTATIONS = ["SimCC", "Heatmap", "PCT"]
 Open = Callable[..., Any]
 
@@ -100,7 +101,7 @@ def choose(page: Any) -> None:
 
 def answered(page: Any, count: int = 1) -> None:
     facts = page.locator("figcaption span").filter(has_text=" ms")
-    api.expect(facts).to_have_count(count, timeout=PATIENCE)
+    api.expect(facts).to_have_count(count)
 
 
 def drawn(page: Any, panel: int = 0) -> int:

@@ -26,7 +26,7 @@ async def list_models(service: Annotated[Service, Depends(current_service)]) -> 
     """The cards of all pose models, which of them are loaded, and what their joints are."""
     loaded = service.settings.models
     seconds = service.engine.warm_up_seconds
-    # The first time, counting what the networks cost takes a moment.
+    # Before the service is ready, counting what the networks cost takes a moment.
     cards = await run_in_threadpool(
         lambda: [
             _describe(models.card(name), name in loaded, seconds.get(name))

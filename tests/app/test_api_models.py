@@ -1,6 +1,7 @@
 import models
 from app.schemas import ModelsResponse
 from models.calibration import Calibration
+from models.catalogue import bundled, complexity_of
 from models.coco import FLIP_PAIRS, JOINT_NAMES, SKELETON
 
 
@@ -49,3 +50,9 @@ def test_what_a_loaded_model_takes(running):
     cards = {card["name"]: card for card in running.client.get("/models").json()["models"]}
     assert cards["simcc-small"]["milliseconds"] == 12.5
     assert {card["milliseconds"] for card in cards.values() if not card["loaded"]} == {None}
+
+
+def test_costs_are_counted_before_anybody_asks(make):
+    complexity_of.cache_clear()
+    make()
+    assert complexity_of.cache_info().currsize == len(bundled())
