@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 
 from app.main import create_app
 from app.settings import Settings
-from tests.photos import BUS
+from tests.photos import BUS, ZIDANE
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra `dev`")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -241,6 +241,22 @@ def test_what_is_copied_works(visit: Open) -> None:
     assert len(ran.stdout.splitlines()) == page.locator("#people button").count() - 1
     page.get_by_label("curl").check()
     api.expect(page.locator("#snippet")).to_contain_text("--data-binary '@bus.jpg'")
+
+
+def test_several_photos(visit: Open) -> None:
+    page = visit()
+    page.set_input_files("#files", [str(BUS), str(ZIDANE)])
+    answered(page)
+    page.get_by_role("button", name="zidane.jpg").click()
+    image = page.get_by_role("img", name="zidane.jpg by SimCC: person 1")
+    api.expect(image).to_be_visible()
+    assert drawn(page) > 500
+    page.get_by_role("button", name="bus.jpg").click()
+    api.expect(page.get_by_role("img", name="bus.jpg by SimCC: person 1")).to_be_visible()
+    shown = page.locator("canvas").first.evaluate(
+        "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, 400, 400).data).size"
+    )
+    assert shown > 100  # a photo again, and no black
 
 
 def test_problems_are_told(visit: Open) -> None:

@@ -20,6 +20,8 @@ const state = {
   box: null, inside: false, lit: null, token: null, snippet: "curl", camera: null,
 };
 const panels = new Map();
+/** The photo that was last asked to be shown: others may still be read. */
+let wanted = null;
 
 /** An element with properties and children; texts become text, never markup. */
 function h(tag, properties = {}, ...children) {
@@ -63,25 +65,38 @@ function overlap([x, y, w, h], [left, top, width, height]) {
 async function add(files) {
   stopCamera();
   notice(null);
-  const photos = await Promise.all([...files].map(open));
+  const photos = [...files].map(photoOf);
   state.photos.push(...photos);
   if (photos.length) show(photos[0]);
 }
 
-async function open(file, index = 0) {
-  const name = file.name || `pasted-${state.photos.length + index + 1}.png`;
-  const bitmap = await createImageBitmap(file).catch(() => null);
-  const url = bitmap ? URL.createObjectURL(file) : null;
+function photoOf(file) {
   return {
-    name, blob: file, type: file.type || "application/octet-stream", url, bitmap,
-    width: bitmap?.width ?? 4, height: bitmap?.height ?? 3, answers: new Map(), told: new Map(),
+    name: file.name || "pasted.png", blob: file, type: file.type || "application/octet-stream",
+    url: URL.createObjectURL(file), bitmap: null, width: 4, height: 3, answers: new Map(), told: new Map(),
   };
 }
 
-function show(photo) {
+/** Have a photo's pixels, if the browser can read them; they weigh tens of millions of bytes. */
+async function develop(photo) {
+  photo.bitmap ??= await createImageBitmap(photo.blob).catch(() => null);
+  if (photo.bitmap) Object.assign(photo, { width: photo.bitmap.width, height: photo.bitmap.height });
+}
+
+async function show(photo) {
+  wanted = photo;
+  await develop(photo);
+  if (wanted !== photo) return photo === state.photo ? null : fold(photo);
+  if (state.photo !== photo) fold(state.photo);
   Object.assign(state, { photo, box: null, lit: null, token: null });
   render();
   return askAll(photo);
+}
+
+/** Let a photo's pixels go. */
+function fold(photo) {
+  photo?.bitmap?.close();
+  if (photo) photo.bitmap = null;
 }
 
 /** One model after the other: together they would share a batch, and none could be timed. */
@@ -181,12 +196,13 @@ async function startCamera() {
   while (state.camera === stream) {
     const photo = await frame(video);
     if (state.camera !== stream) break;
-    const before = state.photos.findIndex(({ live }) => live);
-    if (before >= 0) close(state.photos.splice(before, 1)[0]);
-    state.photos.push(photo);
     // The picture and its joints appear together, so that they fit.
     for (const card of visible()) await estimate(photo, card);
     if (state.camera !== stream) break;
+    const before = state.photos.findIndex(({ live }) => live);
+    if (before >= 0) URL.revokeObjectURL(state.photos.splice(before, 1)[0].url);
+    state.photos.push(photo);
+    fold(state.photo);
     Object.assign(state, { photo, lit: null });
     render();
     const problems = [...photo.answers.values()].map(({ problem }) => problem).filter(Boolean);
@@ -199,13 +215,9 @@ async function frame(video) {
   const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
   canvas.getContext("2d").drawImage(video, 0, 0);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));
-  const photo = await open(new File([blob], "camera.jpg", { type: "image/jpeg" }));
-  return { ...photo, live: true };
-}
-
-function close(photo) {
-  photo.bitmap?.close();
-  if (photo.url) URL.revokeObjectURL(photo.url);
+  const photo = photoOf(new File([blob], "camera.jpg", { type: "image/jpeg" }));
+  await develop(photo);
+  return Object.assign(photo, { live: true });
 }
 
 function stopCamera() {
@@ -225,7 +237,7 @@ function chooseCamera() {
 // ---------------------------------------------------------------------------------- showing
 
 function render() {
-  const photo = state.photo;
+  const photo = state.cards.length ? state.photo : null;
   $("empty").hidden = Boolean(photo);
   $("panels").hidden = !photo;
   // Where nothing but problems came back there is nothing to say of the picture.
@@ -495,7 +507,7 @@ function renderFilm() {
     const current = photo === state.photo;
     const button = h("button", { type: "button", title: photo.name, "aria-label": photo.name, onclick: () => show(photo) });
     if (current) button.setAttribute("aria-current", "true");
-    if (photo.url) button.append(h("img", { src: photo.url, alt: "" }));
+    button.append(h("img", { src: photo.url, alt: "" }));
     return h("li", {}, button);
   }));
 }
