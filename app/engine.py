@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
@@ -118,6 +118,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._heartbeat = monotonic()
         self._seconds_per_image = 0.0
+        self._warm_up_seconds: Mapping[str, float] = {}
 
         # All below is guarded by the condition, which is notified whenever any of it changes.
         self._changed = threading.Condition()
@@ -255,6 +256,11 @@ class Engine:
         return self._failure
 
     @property
+    def warm_up_seconds(self) -> Mapping[str, float]:
+        """What one person took by each pose model at the start; empty until it is warm."""
+        return self._warm_up_seconds
+
+    @property
     def queue_depth(self) -> int:
         """Images that wait for the device."""
         return len(self._queue)
@@ -317,7 +323,7 @@ class Engine:
     def _run(self) -> None:
         try:
             pipeline = self._build()
-            pipeline.warm_up()
+            self._warm_up_seconds = pipeline.warm_up()
             with self._changed:
                 self._warm = True
             _logger.info("ready")

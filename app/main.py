@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 import models
 from app import cpus, logs
-from app.api import Service, access, health, pose, problems
+from app.api import Service, access, health, page, pose, problems
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
 from app.connection import Connection
@@ -142,8 +142,16 @@ def create_app(
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics(registry)
+
+    def start() -> Pipeline:
+        pipeline = build(settings, metrics)
+        # What they cost takes a moment to count: before anybody asks GET /models for it.
+        for name in catalogue.bundled():
+            catalogue.complexity_of(name)
+        return pipeline
+
     engine = Engine(
-        lambda: build(settings, metrics),
+        start,
         max_queue=settings.max_queue,
         max_pixels_in_flight=settings.max_pixels_in_flight,
         max_batch_images=settings.max_batch_images,
@@ -195,7 +203,9 @@ def create_app(
         guard["responses"] = problems.responses(UnauthorizedError, TooManyRequestsError)
     for routes in (pose, model_routes):
         app.include_router(routes.router, **guard)
-    app.include_router(health.router)
+    for routes in (health, page):
+        app.include_router(routes.router)
+    app.mount("/page", page.PageFiles())
     return app
 
 

@@ -31,6 +31,8 @@ from models.skeletons import Skeleton
 _JOINT_THRESHOLDS = {"raw": 0.2, "calibrated": 0.05}
 #: Detected people whose poses are more alike than this are one person (object keypoint similarity).
 _SAME_POSE = 0.9
+#: How often a warm pose model is timed: the quickest is what it takes undisturbed.
+_TRIALS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,25 @@ class Options:
     """Of more detected people, the best so many are kept."""
     flip_test: bool = False
     """Estimate the mirrored crop as well and average: a little better, at twice the price."""
+    explain: bool = False
+    """Tell what the joints were decoded from."""
 
     @property
     def crops(self) -> int:
         """How many there are to be, mirrored ones included, as far as is known beforehand."""
         return 0 if self.boxes is None else len(self.boxes) * (1 + self.flip_test)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What the joints of one person were decoded from."""
+
+    crop_size: tuple[int, int]
+    """Width and height of the crop that the network saw."""
+    crop_to_image: npt.NDArray[np.float64]
+    """`(2, 3)`: the affine map from crop pixels to image pixels."""
+    seen: dict[str, npt.NDArray[Any]]
+    """By name what the representation's `explain` tells, without its first dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +86,8 @@ class Poses:
     """`(P, K, 3)`: x, y in image pixels, score in [0, 1], of the pose model's K joints."""
     timings: dict[str, float]
     """Seconds in each stage of the batch that this image was in."""
+    explanations: tuple[Explanation, ...] | None = None
+    """One a person, where asked for: of the crop as it is, not of the mirrored one."""
 
 
 class Pipeline:
@@ -135,8 +153,12 @@ class Pipeline:
         self._count(answers, work)
         return answers
 
-    def warm_up(self) -> None:
-        """Go once through everything, so that no request pays for what only the first one needs."""
+    def warm_up(self) -> dict[str, float]:
+        """Go once through everything, so that no request pays for what only the first one needs.
+
+        Returns:
+            Seconds from one person's box to the joints, by each pose model, once it is warm.
+        """
         image = np.full((480, 640, 3), 127, np.uint8)
         box = np.array([[160, 0, 480, 480]], np.float32)
         # An accelerator picks its kernels by batch size; a CPU would only lose time here.
@@ -146,6 +168,15 @@ class Pipeline:
                 options = Options(name, boxes=box.repeat(crowd, 0))
                 self._estimate([image], [options], _Work(self._device))
         self._estimate([image], [Options(next(iter(self._pose_models)))], _Work(self._device))
+        return {
+            name: min(self._seconds([image], Options(name, boxes=box)) for _ in range(_TRIALS))
+            for name in self._pose_models
+        }
+
+    def _seconds(self, images: Sequence[npt.NDArray[np.uint8]], options: Options) -> float:
+        work = _Work(self._device)
+        self._estimate(images, [options], work)
+        return sum(work.seconds[stage] for stage in ("crop", "pose", "postprocess"))
 
     @torch.inference_mode()
     def _estimate(
@@ -159,8 +190,11 @@ class Pipeline:
         for index, (option, found) in enumerate(zip(options, people, strict=True)):
             if len(found.boxes):
                 by_model.setdefault(option.model, []).append(index)
+        explained: dict[int, list[Explanation]] = {
+            index: [] for index, option in enumerate(options) if option.explain
+        }
         estimated = [
-            self._pose(name, batch, members, options, people, work)
+            self._pose(name, batch, members, options, people, explained, work)
             for name, members in by_model.items()
         ]
 
@@ -180,7 +214,10 @@ class Pipeline:
                 for index, own in zip(order, np.split(on_host, ends[:-1]), strict=True):
                     keypoints[index] = own.reshape(shapes[index])
             parts = zip(options, people, keypoints, strict=True)
-            finished = [self._finish(*part, work.seconds) for part in parts]
+            finished = [
+                self._finish(*part, explained.get(index), work.seconds)
+                for index, part in enumerate(parts)
+            ]
         return finished
 
     def _find(self, batch: ImageBatch, options: Sequence[Options], work: _Work) -> list[Detections]:
@@ -210,12 +247,17 @@ class Pipeline:
         members: Sequence[int],
         options: Sequence[Options],
         people: Sequence[Detections],
+        explained: Mapping[int, list[Explanation]],
         work: _Work,
     ) -> Tensor:
-        """Keypoints `(P, K, 3)` in image pixels of all people of these images, on the device."""
+        """Keypoints `(P, K, 3)` in image pixels of all people of these images, on the device.
+
+        Explanations of the people of those images that are in `explained` are added to it.
+        """
         model = self._pose_models[name]
         counts = [len(people[index].boxes) for index in members]
-        owners = torch.from_numpy(np.repeat(members, counts)).to(self._device)
+        images = np.repeat(members, counts)
+        owners = torch.from_numpy(images).to(self._device)
         boxes = torch.from_numpy(np.concatenate([people[index].boxes for index in members]))
         affines = model.affines(boxes.to(self._device))
         flips = np.repeat([options[index].flip_test for index in members], counts)
@@ -226,32 +268,40 @@ class Pipeline:
             with work.stage("crop"):
                 crops = crop(batch, owners[part], affines[part], model.crop_form)
             with work.stage("pose"):
-                keypoints = self._keypoints(name, crops, flips[part], work)
+                raw = self._raw(name, crops, flips[part], work)
+                keypoints = self._keypoints(model, raw, flips[part])
             with work.stage("postprocess"):
-                points = apply_affines(invert_affines(affines[part]), keypoints[..., :2])
+                inverse = invert_affines(affines[part])
+                points = apply_affines(inverse, keypoints[..., :2])
                 parts.append(torch.cat((points.float(), keypoints[..., 2:]), -1))
+                asked = np.isin(images[part], list(explained))
+                if asked.any():
+                    told = _explain(model, raw, inverse, self._rows_of(asked))
+                    for image, explanation in zip(images[part][asked], told, strict=True):
+                        explained[image].append(explanation)
         return torch.cat(parts)
 
-    def _keypoints(
-        self, name: str, crops: Tensor, flips: npt.NDArray[np.bool_], work: _Work
-    ) -> Tensor:
-        """Keypoints `(N, K, 3)` in crop pixels, averaged with the mirrored crop's where asked."""
-        model = self._pose_models[name]
-        count = len(crops)
+    def _raw(self, name: str, crops: Tensor, flips: npt.NDArray[np.bool_], work: _Work) -> Any:
+        """The network's outputs of all crops, and then of the mirrored ones where asked."""
         if flips.any():
-            mirrored = torch.from_numpy(flips.nonzero()[0]).to(self._device)
-            crops = torch.cat((crops, crops[mirrored].flip(-1)))
+            crops = torch.cat((crops, crops[self._rows_of(flips)].flip(-1)))
         work.batches.append(("pose", len(crops)))
-        raw = self._runners[name](crops)
+        return self._runners[name](crops)
+
+    def _keypoints(self, model: PoseModel, raw: Any, flips: npt.NDArray[np.bool_]) -> Tensor:
+        """Keypoints `(N, K, 3)` in crop pixels, averaged with the mirrored crop's where asked."""
+        count = len(flips)
         if self.as_authors:
             keypoints = reference.decode(model, _rows(raw, slice(count)))
             if flips.any():
+                mirrored = self._rows_of(flips)
                 own, flipped = _rows(raw, mirrored), _rows(raw, slice(count, None))
                 keypoints[mirrored] = reference.decode(model, own, flipped)
             return keypoints
         # Decoding looks for what is largest, and may well make something finite of infinity.
         keypoints = model.decode(raw).masked_fill(~_finite(raw)[:, None, None], torch.nan)
         if flips.any():
+            mirrored = self._rows_of(flips)
             keypoints, flipped = keypoints[:count], keypoints[count:]
             keypoints[mirrored] = model.flip_merge(keypoints[mirrored], flipped)
         return keypoints
@@ -261,6 +311,7 @@ class Pipeline:
         option: Options,
         people: Detections,
         keypoints: npt.NDArray[np.float32],
+        explanations: Sequence[Explanation] | None,
         seconds: dict[str, float],
     ) -> Poses:
         """Score one image's people and, where they were detected, drop duplicates and sort."""
@@ -277,7 +328,12 @@ class Pipeline:
                 boxes, scores, keypoints, model.skeleton, model.input_size, model.padding
             )
             boxes, scores, keypoints = boxes[kept], scores[kept], keypoints[kept]
-        return Poses(option.model, boxes, scores, keypoints, seconds)
+            explanations = explanations and [explanations[person] for person in kept]
+        told = None if explanations is None else tuple(explanations)
+        return Poses(option.model, boxes, scores, keypoints, seconds, told)
+
+    def _rows_of(self, chosen: npt.NDArray[np.bool_]) -> Tensor:
+        return torch.from_numpy(chosen.nonzero()[0]).to(self._device)
 
     def _count(self, answers: Sequence[Poses], work: _Work) -> None:
         metrics = self._metrics
@@ -308,6 +364,16 @@ def _finite(raw: Any) -> Tensor:
     """`(N,)`: for which crops all of a network's outputs are numbers."""
     parts = raw if isinstance(raw, tuple) else (raw,)
     return torch.stack([part.flatten(1).isfinite().all(1) for part in parts]).all(0)
+
+
+def _explain(model: PoseModel, raw: Any, inverse: Tensor, rows: Tensor) -> list[Explanation]:
+    """Explanations of some people, on the host: a copy of its own, which only they pay for."""
+    seen = {name: part.numpy(force=True) for name, part in model.explain(_rows(raw, rows)).items()}
+    affines = inverse[rows].numpy(force=True)
+    return [
+        Explanation(model.input_size, affine, {name: part[person] for name, part in seen.items()})
+        for person, affine in enumerate(affines)
+    ]
 
 
 def distinct_people(

@@ -28,7 +28,7 @@ _JPEG_QUALITY = 92
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def _side(skeleton: Skeleton, *joints: int) -> Colour:
+def side_colour(skeleton: Skeleton, *joints: int) -> Colour:
     """The colour of the side that joints are on; eyes and nose together are on one side too."""
     sides = {skeleton.names[joint].partition("_")[0] for joint in joints} & {"left", "right"}
     if len(sides) != 1:
@@ -88,12 +88,13 @@ def _draw_skeleton(
     paths = [points[list(limb)] for limb in limbs]
     cv2.polylines(canvas, paths, False, _OUTLINE, width + 2 * edge, cv2.LINE_AA, _SHIFT)
     for limb, path in zip(limbs, paths, strict=True):
-        cv2.polylines(canvas, [path], False, _side(skeleton, *limb), width, cv2.LINE_AA, _SHIFT)
+        own = side_colour(skeleton, *limb)
+        cv2.polylines(canvas, [path], False, own, width, cv2.LINE_AA, _SHIFT)
     radius = round((0.8 * width + 0.5) * 2**_SHIFT)
     rim = max(edge / 2, 0.5)
     for joint in np.flatnonzero(seen).tolist():
         centre = points[joint].tolist()
-        own = _side(skeleton, joint)
+        own = side_colour(skeleton, joint)
         for colour, wider in ((_OUTLINE, round(rim * 2**_SHIFT)), (own, 0)):
             cv2.circle(canvas, centre, radius + wider, colour, -1, cv2.LINE_AA, _SHIFT)
 

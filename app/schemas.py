@@ -7,6 +7,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter
 
+from app.explanations import (
+    MAX_EXPLAINED,
+    HeatmapExplained,
+    PCTExplained,
+    SimCCExplained,
+    explained,
+)
 from app.pipeline import Poses
 
 #: Further out than in any image, near enough for single precision.
@@ -59,6 +66,11 @@ class PoseQuery(BaseModel):
         description="true or false; true averages with the mirror image: a little better, twice "
         "the price.",
     )
+    explain: bool = Field(
+        default=False,
+        description="true or false; true tells what the joints were decoded from, of one image "
+        f"with up to {MAX_EXPLAINED} people, in JSON.",
+    )
 
 
 class ImageInfo(BaseModel):
@@ -86,6 +98,11 @@ class Prediction(BaseModel):
         description="x, y and score of each joint, three numbers each, in the order of the model's "
         "`joint_names` in /models: COCO's 17, or what else the model was trained on. "
         "The score is how likely the joint is right, where the model's scores are calibrated.",
+    )
+    explanation: SimCCExplained | HeatmapExplained | PCTExplained | None = Field(
+        default=None,
+        description="With `explain=true` only: what the joints were decoded from, by the model's "
+        "representation.",
     )
 
 
@@ -155,7 +172,15 @@ class ModelCard(BaseModel):
     profile: ModelProfile = Field(description="What its input is like, and its authors' decoding.")
     joint_names: list[str] = Field(description="In the order of its `keypoints`.")
     skeleton: list[tuple[int, int]] = Field(description="Limbs, as indices of joints from 0.")
+    skeleton_colours: list[str] = Field(
+        description="Each limb's, as #rrggbb: the left side's, the right side's, the middle's."
+    )
+    joint_colours: list[str] = Field(description="Each joint's, likewise.")
     flip_pairs: list[tuple[int, int]] = Field(description="Joints that a mirror exchanges.")
+    milliseconds: float | None = Field(
+        description="From one person's box to the joints, measured when this service was warm; "
+        "null where it is not loaded."
+    )
     architecture: dict[str, Any]
     weights: str
     sha256: str
@@ -185,6 +210,8 @@ class ModelsResponse(BaseModel):
     models: list[ModelCard]
     joint_names: list[str] = Field(description="In the order of the default model's `keypoints`.")
     skeleton: list[tuple[int, int]] = Field(description="Its limbs, as indices of joints from 0.")
+    skeleton_colours: list[str] = Field(description="Each limb's, as #rrggbb.")
+    joint_colours: list[str] = Field(description="Each joint's, as #rrggbb.")
     flip_pairs: list[tuple[int, int]] = Field(description="Its joints that a mirror exchanges.")
 
 
@@ -202,7 +229,7 @@ def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str,
 
     Args:
         image_id: the image's.
-        poses: the people in it.
+        poses: the people in it, with their explanations if there are any.
         digits: decimals of scores.
     """
     corners = poses.boxes.astype(np.float64)
@@ -213,7 +240,11 @@ def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str,
     scores = poses.scores.astype(np.float64).round(digits)
     flat = keypoints.reshape(len(keypoints), 3 * keypoints.shape[1])
     rows = zip(boxes.tolist(), scores.tolist(), flat.tolist(), strict=True)
-    return [
+    results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": row}
         for box, score, row in rows
     ]
+    if poses.explanations is not None:
+        for result, told in zip(results, poses.explanations, strict=True):
+            result["explanation"] = explained(told)
+    return results

@@ -334,3 +334,14 @@ class Heatmap:
         x, y, peaks = decoded.unbind(-1)
         # Plain numbers: a tensor of them would be brought to the device in every call.
         return torch.stack((x * steps[0] + origins[0], y * steps[1] + origins[1], peaks), -1)
+
+    def explain(self, raw: Tensor) -> dict[str, Tensor]:
+        """The heatmap of each joint.
+
+        Returns:
+            `maps` `(N, K, h, w)`, without what is negative; pixel (column, row) is at
+            `origin + step * (column, row)` in input pixels: `steps` `(N, 2)`, `origins` `(N, 2)`.
+        """
+        grid = map_grid((raw.shape[-1], raw.shape[-2]), self.stride, self.mapping)
+        steps, origins = (raw.new_tensor(pair).expand(len(raw), 2) for pair in grid)
+        return {"maps": raw.clamp_min(0), "steps": steps, "origins": origins}

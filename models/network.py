@@ -45,6 +45,9 @@ class Representation(Protocol):
     def decode(self, raw: Any) -> Tensor:
         """`(N, K, 3)`: x, y in input pixels and the representation's own score, about in [0, 1]."""
 
+    def explain(self, raw: Any) -> dict[str, Tensor]:
+        """What it decodes the joints from, to be looked at: by name, `(N, ...)` each."""
+
 
 @runtime_checkable
 class TokenRepresentation(Protocol):

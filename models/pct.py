@@ -29,6 +29,8 @@ _COMMITMENT = 15.0
 _DRAWS = 8
 #: Pixels by which a joint moves then whose factor is a half.
 _HALF_SURE = 4.0
+#: By how many entries of the codebook a token is replaced, to see which joints it moves.
+_REPLACEMENTS = 8
 
 
 # ------------------------------------------------------------------------------------ MLP-mixer
@@ -192,7 +194,27 @@ class Tokenizer(nn.Module):
         # The released code mixes tokens first; channels first leaves a sixteenth of them to mix.
         channels, tokens = self.decoder_start, self.decoder_token_mlp
         x = functional.linear(functional.linear(features, channels.weight).mT, tokens.weight).mT
-        x = x + (tokens.bias[:, None] * channels.weight.sum(1) + channels.bias)
+        return self._recover(x + (tokens.bias[:, None] * channels.weight.sum(1) + channels.bias))
+
+    def decode_replaced(self, features: Tensor, entries: Tensor) -> Tensor:
+        """Token features to poses, each token alone replaced by each of some entries in turn.
+
+        Args:
+            features: `(N, M, D)`, quantised or mixed.
+            entries: `(R, D)`.
+
+        Returns:
+            `(N, M, R, K, 2)` in pixels.
+        """
+        # The decoder starts linearly: a replacement adds what differs to what its layers see.
+        channels, tokens = self.decoder_start, self.decoder_token_mlp
+        start = channels(tokens(features.mT).mT)[:, None, None]
+        change = functional.linear(entries - features[:, :, None], channels.weight)
+        added = tokens.weight.mT[:, None, :, None] * change[..., None, :]
+        return self._recover((start + added).flatten(0, 2)).view(*added.shape[:4], 2)
+
+    def _recover(self, x: Tensor) -> Tensor:
+        """What the decoder's layers see, `(N, K, width)`, to poses."""
         for layer in self.decoder:
             x = layer(x)
         return cast(Tensor, self.recover_embed(self.decoder_layer_norm(x)) * self.unit)
@@ -498,6 +520,28 @@ def decode_with_spread(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
     return torch.cat((keypoints, scores[..., None]), -1)
 
 
+def token_moves(logits: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """How far each token, replaced alone, moves each joint.
+
+    In the paper each token characterises a sub-structure of several interdependent joints (its
+    abstract). Which ones shows when that token alone takes other entries: several here, evenly
+    spread over the codebook.
+
+    Args:
+        logits: `(N, M, V)`.
+        tokenizer: the tokenizer that the classifier was trained with.
+
+    Returns:
+        `(N, M, K)`: the root mean square over the replacements, in input pixels.
+    """
+    codebook = tokenizer.codebook
+    features = logits.softmax(-1) @ codebook
+    chosen = torch.arange(_REPLACEMENTS, device=codebook.device) * len(codebook) // _REPLACEMENTS
+    poses = tokenizer.decode_replaced(features, codebook[chosen])
+    pose = tokenizer.decode(features)[:, None, None]
+    return (poses - pose).square().sum(-1).mean(2).sqrt()
+
+
 @lru_cache
 @torch.inference_mode(False)  # or nothing that is kept could be used in training
 def _signs(shape: torch.Size, device: torch.device) -> Tensor:
@@ -577,3 +621,14 @@ class PCT(nn.Module):
     def decode(self, raw: Tensor) -> Tensor:
         """`(N, K, 3)` in input pixels; see `decode_with_spread`."""
         return decode_with_spread(raw, self.tokenizer)
+
+    def explain(self, raw: Tensor) -> dict[str, Tensor]:
+        """The tokens of each pose.
+
+        Returns:
+            `tokens` `(N, M)`, the likeliest entry of each, `probabilities` `(N, M)`, that entry's,
+            and `moves` `(N, M, K)`, see `token_moves`.
+        """
+        probabilities, tokens = raw.softmax(-1).max(-1)
+        moves = token_moves(raw, self.tokenizer)
+        return {"tokens": tokens, "probabilities": probabilities, "moves": moves}

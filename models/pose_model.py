@@ -178,6 +178,10 @@ class PoseModel:
             scores = self.card.calibration(scores)
         return torch.cat((decoded[..., :2], scores[..., None]), -1)
 
+    def explain(self, raw: Any) -> dict[str, Tensor]:
+        """What the joints are decoded from, to be looked at: see the representation's `explain`."""
+        return self.representation.explain(full_precision(raw))
+
     def uncalibrated(self) -> PoseModel:
         """The same model, sharing its weights, with its own scores: what calibration maps."""
         return PoseModel(replace(self.card, calibration=None), self.network, self.representation)

@@ -361,10 +361,25 @@ class SimCC:
         The score is the peak probability relative to the target's own peak, so that a prediction as
         sharp as the training target scores 1 whatever k and the smoothing are.
         """
-        x_logits, y_logits = raw
-        if self.temperature != 1:
-            x_logits, y_logits = x_logits / self.temperature, y_logits / self.temperature
-        decoded = decode(x_logits, y_logits, self.k)
+        decoded = decode(*self._sharpened(raw), self.k)
         # Of the longer axis, whose peak is the lower one where they differ.
         ideal = _height(max(self.bins), self.smoothing, self.spread, decoded.dtype)
         return torch.cat((decoded[..., :2], decoded[..., 2:] / ideal), -1)
+
+    def explain(self, raw: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The two distributions of each joint.
+
+        Returns:
+            `x` `(N, K, W * k)` and `y` `(N, K, H * k)`, probabilities of the bins; on each axis bin
+            i is at `i * step` input pixels: `steps` `(N, 2)` and `origins` `(N, 2)`, which are 0.
+        """
+        x, y = (logits.softmax(-1) for logits in self._sharpened(raw))
+        steps = x.new_full((len(x), 2), 1 / self.k)
+        return {"x": x, "y": y, "steps": steps, "origins": torch.zeros_like(steps)}
+
+    def _sharpened(self, raw: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits over their temperature."""
+        if self.temperature == 1:
+            return raw
+        x_logits, y_logits = raw
+        return x_logits / self.temperature, y_logits / self.temperature

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from pycocotools.coco import COCO
 from starlette.testclient import TestClient
 
 from app.main import create_app
+from app.schemas import PoseResponse
 from app.settings import Settings
 from tests.photos import BUS, ZIDANE
 
@@ -227,3 +229,34 @@ sys.exit(main(["predict", sys.argv[1], "--json"]))
     )
     assert done.returncode == 0, done.stderr
     assert json.load(io.StringIO(done.stdout))["predictions"]
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_what_the_joints_are_decoded_from(service: TestClient, representation: str) -> None:
+    query = f"?representation={representation}&boxes={json.dumps([MAN])}"
+    [plain] = post(service, query)["predictions"]
+    answer = post(service, query + "&explain=true")
+    PoseResponse.model_validate(answer, strict=True, extra="forbid")
+    [person] = answer["predictions"]
+    told = person.pop("explanation")
+    assert person == plain
+    joints = np.array(person["keypoints"]).reshape(17, 3)[:, :2]
+    if representation == "pct":
+        assert np.shape(told["moves"]) == (len(told["tokens"]), 17) == (34, 17)
+        return
+    found = np.ones((17, 3))
+    if representation == "simcc":
+        for axis, name in enumerate("xy"):
+            found[:, axis] = unpacked(told[name]).argmax(1)
+    else:
+        maps = unpacked(told["maps"])
+        place = np.unravel_index(maps.reshape(17, -1).argmax(1), maps.shape[1:])
+        found[:, :2] = np.stack(place[::-1], 1)
+    found[:, :2] = found[:, :2] * told["grid"]["step"] + told["grid"]["origin"]
+    distances = np.hypot(*(found @ np.transpose(told["crop_to_image"]) - joints).T)
+    # DARK looks for the peak between the pixels, and where a map is flat goes far.
+    assert np.median(distances) < 6
+
+
+def unpacked(part: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.frombuffer(base64.b64decode(part["data"]), np.uint8).reshape(part["shape"])

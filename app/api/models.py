@@ -11,10 +11,12 @@ from fastapi.concurrency import run_in_threadpool
 import models
 from app.api import Service, current_service
 from app.errors import InvalidParameterError, UnknownModelError
+from app.render import side_colour
 from app.schemas import ModelCard, ModelsResponse
 from app.settings import Settings
 from models import Card
 from models.catalogue import complexity_of
+from models.skeletons import Skeleton
 
 router = APIRouter(tags=["models"])
 
@@ -23,9 +25,13 @@ router = APIRouter(tags=["models"])
 async def list_models(service: Annotated[Service, Depends(current_service)]) -> ModelsResponse:
     """The cards of all pose models, which of them are loaded, and what their joints are."""
     loaded = service.settings.models
-    # The first time, counting what the networks cost takes a moment.
+    seconds = service.engine.warm_up_seconds
+    # Before the service is ready, counting what the networks cost takes a moment.
     cards = await run_in_threadpool(
-        lambda: [_describe(models.card(name), name in loaded) for name in models.names()]
+        lambda: [
+            _describe(models.card(name), name in loaded, seconds.get(name))
+            for name in models.names()
+        ]
     )
     default = choose(service.settings, None, None)
     return ModelsResponse.model_validate(
@@ -69,11 +75,17 @@ def _joints(card: Card) -> dict[str, Any]:
     return {
         "joint_names": skeleton.names,
         "skeleton": skeleton.limbs,
+        "skeleton_colours": [_hexadecimal(skeleton, *limb) for limb in skeleton.limbs],
+        "joint_colours": [_hexadecimal(skeleton, joint) for joint in range(skeleton.joints)],
         "flip_pairs": skeleton.flip_pairs,
     }
 
 
-def _describe(card: Card, loaded: bool) -> ModelCard:
+def _hexadecimal(skeleton: Skeleton, *joints: int) -> str:
+    return "#" + bytes(side_colour(skeleton, *joints)).hex()
+
+
+def _describe(card: Card, loaded: bool, seconds: float | None) -> ModelCard:
     cost = complexity_of(card.name)
     return ModelCard.model_validate(
         {
@@ -81,6 +93,7 @@ def _describe(card: Card, loaded: bool) -> ModelCard:
             **_joints(card),
             "profile": asdict(card.profile),
             "loaded": loaded,
+            "milliseconds": None if seconds is None else round(1000 * seconds, 2),
             "representation": card.representation,
             "backbone": card.backbone,
             "input_size": card.input_size,

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mappi
 from contextlib import aclosing, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Annotated, Any, ParamSpec, Self, TypeVar
 
@@ -42,6 +43,7 @@ from app.errors import (
     UnsupportedImageTypeError,
     UploadTimeoutError,
 )
+from app.explanations import MAX_EXPLAINED
 from app.pipeline import Options, Poses
 from app.schemas import BOXES, PoseQuery, PoseResponse, coco_results
 from app.settings import Settings
@@ -237,9 +239,15 @@ def _refuse_repeated(request: Request) -> None:
 
 
 def _check_single(count: int, query: PoseQuery, media_type: str) -> None:
+    if query.explain and media_type != _JSON:
+        raise InvalidParameterError(f"explain is for an answer in {_JSON}, not in {media_type}.")
     if count == 1:
         return
-    for asked, what in ((query.boxes is not None, "boxes"), (media_type != _JSON, media_type)):
+    for asked, what in (
+        (query.boxes is not None, "boxes"),
+        (query.explain, "explain"),
+        (media_type != _JSON, media_type),
+    ):
         if asked:
             raise InvalidParameterError(
                 f"{what} is for a request with one image; this one has {count}."
@@ -472,20 +480,26 @@ def _options(settings: Settings, query: PoseQuery, card: Card) -> Options:
         InvalidParameterError: too many people, or a box without an inside.
         RequestValidationError: the boxes are not a list of boxes.
     """
-    max_people = query.max_people or settings.max_people
-    if max_people > settings.max_people:
+    most, why = settings.max_people, ""
+    if query.explain:
+        most, why = min(most, MAX_EXPLAINED), " with explain"
+    max_people = query.max_people or most
+    if max_people > most:
         raise InvalidParameterError(
-            f"max_people={max_people} is too much. Accepted: from 1 to {settings.max_people}."
+            f"max_people={max_people} is too much{why}. Accepted: from 1 to {most}."
         )
     boxes = None if query.boxes is None else _boxes(query.boxes)
     if boxes is not None and len(boxes) > max_people:
-        raise InvalidParameterError(f"There are {len(boxes)} boxes. Accepted: up to {max_people}.")
+        raise InvalidParameterError(
+            f"There are {len(boxes)} boxes. Accepted{why}: up to {max_people}."
+        )
     return Options(
         model=card.name,
         boxes=boxes,
         min_score=settings.min_score if query.min_score is None else query.min_score,
         max_people=max_people,
         flip_test=query.flip_test,
+        explain=query.explain,
     )
 
 
@@ -555,8 +569,9 @@ async def _in_thread(
         with suppress(RuntimeError):  # the loop is closed: nobody waits for a permit
             loop.call_soon_threadsafe(permits.release)
 
+    call = partial(copy_context().run, function, *args, **kwargs)
     await permits.acquire()
-    future = service.threads.submit(copy_context().run, function, *args, **kwargs)
+    future = service.threads.submit(call)
     # Not before the thread is free, which it is not yet when a client goes.
     future.add_done_callback(done)
     return await asyncio.wrap_future(future)

@@ -1,6 +1,7 @@
 import models
 from app.schemas import ModelsResponse
 from models.calibration import Calibration
+from models.catalogue import bundled, complexity_of
 from models.coco import FLIP_PAIRS, JOINT_NAMES, SKELETON
 
 
@@ -29,3 +30,29 @@ def test_how_to_read_the_keypoints(running):
     assert body["joint_names"] == list(JOINT_NAMES)
     assert body["skeleton"] == [list(limb) for limb in SKELETON]
     assert body["flip_pairs"] == [list(pair) for pair in FLIP_PAIRS]
+
+
+def test_how_to_draw_the_keypoints(running):
+    body = running.client.get("/models").json()
+    left, right, middle = "#56b4e9", "#e69f00", "#f5f5f5"
+    names = body["joint_names"]
+    sides = {"left": left, "right": right, "nose": middle}
+    assert body["joint_colours"] == [sides[name.partition("_")[0]] for name in names]
+    colours = dict(zip(map(tuple, body["skeleton"]), body["skeleton_colours"], strict=True))
+    assert colours[names.index("left_knee"), names.index("left_hip")] == left
+    assert colours[names.index("left_hip"), names.index("right_hip")] == middle
+    mpii = next(card for card in body["models"] if len(card["joint_names"]) == 16)
+    assert len(mpii["joint_colours"]) == 16
+    assert len(mpii["skeleton_colours"]) == len(mpii["skeleton"])
+
+
+def test_what_a_loaded_model_takes(running):
+    cards = {card["name"]: card for card in running.client.get("/models").json()["models"]}
+    assert cards["simcc-small"]["milliseconds"] == 12.5
+    assert {card["milliseconds"] for card in cards.values() if not card["loaded"]} == {None}
+
+
+def test_costs_are_counted_before_anybody_asks(make):
+    complexity_of.cache_clear()
+    make()
+    assert complexity_of.cache_info().currsize == len(bundled())

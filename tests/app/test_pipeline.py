@@ -399,7 +399,7 @@ def test_only_the_image_of_what_is_not_finite_fails(spotter):
 def test_timings_and_metrics_tell_what_was_done(spotter):
     registry = CollectorRegistry()
     pipeline = pipeline_of(spotter, max_batch_people=2, metrics=Metrics(registry))
-    pipeline.warm_up()
+    assert 0 < pipeline.warm_up()["spots"] < 10
     assert registry.get_sample_value("pose_images_total") == 0
 
     answers = pipeline([IMAGES[shape] for shape in SHAPES], [Options("spots")] * 3)
@@ -511,3 +511,34 @@ def test_suppression_is_greedy_through_chains_of_neighbours():
             kept = oks_nms(keypoints, scores, areas, threshold, OKS_SIGMAS).tolist()
             assert kept == greedy(keypoints, scores, areas, threshold)
     assert 5 < len(oks_nms(keypoints, scores, areas, 0.3, OKS_SIGMAS)) < 25
+
+
+def test_explanations_are_told_to_those_who_ask(spotter):
+    options = [Options("spots", explain=shape != (220, 130)) for shape in SHAPES]
+    plain = pipeline_of(spotter)([IMAGES[shape] for shape in SHAPES], [Options("spots")] * 3)
+    for most in (64, 1):
+        answers = pipeline_of(spotter, max_batch_people=most)(
+            [IMAGES[shape] for shape in SHAPES], options
+        )
+        assert [poses.explanations is None for poses in answers] == [False, True, False]
+        assert answers[2].explanations == ()
+        for poses, before in zip(answers, plain, strict=True):
+            np.testing.assert_allclose(poses.keypoints, before.keypoints, atol=1e-4)
+            for told, keypoints in zip(poses.explanations or (), poses.keypoints, strict=False):
+                assert told.crop_size == SIZE
+                maps = told.seen["maps"].reshape(17, *SIZE[::-1])
+                rows, columns = np.unravel_index(maps.reshape(17, -1).argmax(1), maps.shape[1:])
+                found = told.crop_to_image @ np.stack((columns, rows, np.ones(17)))
+                assert np.abs(found.T - keypoints[:, :2]).max() < 3
+
+
+def test_explanations_follow_their_people_when_these_are_sorted(spotter):
+    shape = (150, 200)
+    people = detections(shape, (0.3, 0.9))
+    twice = Detections(people.boxes[[0, 1, 1]], np.array([0.35, 0.9, 0.8], np.float32))
+    options = [Options("spots", explain=True, flip_test=True)]
+    poses = pipeline_of(spotter, KnownPeople({shape: twice}))([IMAGES[shape]], options)[0]
+    assert len(poses.scores) == len(poses.explanations) == 2
+    for told, box in zip(poses.explanations, poses.boxes, strict=True):
+        middle = told.crop_to_image @ (SIZE[0] / 2, SIZE[1] / 2, 1)
+        np.testing.assert_allclose(middle, (box[:2] + box[2:]) / 2, atol=1e-3)

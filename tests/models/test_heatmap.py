@@ -162,3 +162,17 @@ def test_what_inference_left_behind_does_not_keep_gradients_away():
         expected = heatmap.decode(heatmaps, "dark", 3)
     found = heatmap.decode(heatmaps.requires_grad_(), "dark", 3)
     assert torch.equal(found.detach(), expected)
+
+
+@pytest.mark.parametrize("mapping", ["affine", "udp", "darkpose"])
+def test_the_maps_lie_where_the_joints_are_decoded(mapping: Mapping) -> None:
+    representation = heatmap.Heatmap((48, 64), mapping=mapping)
+    keypoints = torch.rand(2, 17, 2) * torch.tensor([44.0, 60.0])
+    maps, _ = heatmap.encode(keypoints, torch.ones(2, 17), (12, 16), sigma=1, mapping=mapping)
+    told = representation.explain(maps - 1e-3)
+    assert told["maps"].shape == (2, 17, 16, 12)
+    assert told["maps"].min() == 0
+    peak = told["maps"].flatten(2).argmax(-1)
+    pixels = torch.stack((peak % 12, peak // 12), -1)
+    places = told["origins"][:, None] + told["steps"][:, None] * pixels
+    assert (places - keypoints).abs().max() <= 0.51 * told["steps"].max()

@@ -234,3 +234,31 @@ def test_map_reader_stays_in_full_precision_under_autocast() -> None:
             mixed = reader(features)
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, full)
+
+
+def test_a_token_moves_the_joints_that_hang_on_it() -> None:
+    """Of a decoder in which joint j hears of token j alone."""
+    tokenizer = pct.Tokenizer(
+        6, 6, 20, 12, pct.MixerSize(1, 16, 16, 8), pct.MixerSize(0, 8, 16, 8), unit=10.0
+    ).requires_grad_(False)
+    tokenizer.decoder_token_mlp.weight[:] = torch.eye(6)
+    logits = torch.randn(3, 6, 20)
+    moves = pct.token_moves(logits, tokenizer)
+    assert moves.shape == (3, 6, 6)
+    own = torch.eye(6, dtype=torch.bool).expand(3, 6, 6)
+    assert moves[own].min() > 0.1
+    np.testing.assert_allclose(moves[~own], 0, atol=1e-4)
+
+
+def test_a_token_moves_as_far_as_when_replaced_by_hand() -> None:
+    tokenizer = TINY.requires_grad_(False)
+    logits = torch.randn(2, 6, 20)
+    features = logits.softmax(-1) @ tokenizer.codebook
+    here = tokenizer.decode(features)
+    squares = []
+    for entry in range(8):
+        replaced = features.clone()
+        replaced[:, 4] = tokenizer.codebook[entry * 20 // 8]
+        squares.append((tokenizer.decode(replaced) - here).square().sum(-1))
+    expected = torch.stack(squares).mean(0).sqrt()
+    torch.testing.assert_close(pct.token_moves(logits, tokenizer)[:, 4], expected)

@@ -283,3 +283,18 @@ def test_a_fresh_head_on_heatmaps_finds_the_joints_at_once() -> None:
     with torch.inference_mode():
         decoded = representation.decode(head(maps))
     assert (decoded[..., :2] - joints).abs().mean() < 1.5
+
+
+@pytest.mark.parametrize("smoothing", ["gaussian", "ordinal"])
+def test_the_distributions_peak_where_the_joint_is_decoded(smoothing: simcc.Smoothing) -> None:
+    size, k = (48, 64), 2.0
+    representation = simcc.SimCC(size, k, smoothing)
+    raw = tuple(torch.randn(2, 17, bins) for bins in representation.bins)
+    told = representation.explain(raw)
+    for axis, name in enumerate("xy"):
+        assert told[name].shape == (2, 17, size[axis] * k)
+        np.testing.assert_allclose(told[name].sum(-1), 1, rtol=1e-5)
+        places = (
+            told["origins"][:, axis, None] + told[name].argmax(-1) * told["steps"][:, axis, None]
+        )
+        torch.testing.assert_close(places, representation.decode(raw)[..., axis])
