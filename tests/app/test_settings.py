@@ -79,6 +79,12 @@ def test_a_request_may_not_have_more_images_than_can_wait():
         Settings(max_images=9, max_queue=8)
 
 
+def test_no_request_may_take_all_of_the_room_for_bytes():
+    with pytest.raises(ValidationError, match="max_request_bytes"):
+        Settings(max_request_bytes=1000, max_bytes_in_flight=1999)
+    assert Settings(max_request_bytes=1000, max_bytes_in_flight=2000)
+
+
 def test_settings_stay_as_they_are():
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1
