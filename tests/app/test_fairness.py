@@ -1,8 +1,10 @@
 """One client with many or huge images, and what another one notices of it."""
 
+import socket
 import threading
 
 import httpx
+import numpy as np
 import pytest
 
 from app import images
@@ -119,3 +121,29 @@ def test_decoding_takes_turns_too(client, running, monkeypatch):
         thread.join(PATIENCE)
         assert answers[0].status_code == 200
     assert order.index(2) <= 3
+
+
+@pytest.mark.parametrize("running", [{"decode_threads": 1}], indirect=True)
+def test_going_away_gives_no_second_thread(served, client, running, monkeypatch):
+    """A thread that decodes cannot be stopped, so it counts until it is done."""
+    go, begun = threading.Event(), threading.Event()
+
+    def slowly(data, most):
+        begun.set()
+        assert go.wait(PATIENCE)
+        return np.ones((9, 9, 3), np.uint8)
+
+    monkeypatch.setattr(images, "decode", slowly)
+    permits = running.app.state.service.permits(GREEDY)
+    address, body = httpx.URL(served), png(1, 1, 1)
+    head = (
+        f"POST /pose HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}"
+    )
+    with socket.create_connection((address.host, address.port), PATIENCE, (GREEDY, 0)) as gone:
+        gone.sendall(f"{head}\r\n\r\n".encode() + body)
+        assert begun.wait(PATIENCE)
+    running.until(lambda: running.engine.in_flight == 0)
+    assert permits.locked()
+    go.set()
+    assert send(client(GREEDY), body).status_code == 200
+    assert not permits.locked()

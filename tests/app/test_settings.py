@@ -147,6 +147,12 @@ def test_what_is_listed_can_be_given_back(monkeypatch, tmp_path):
     assert Settings() == settings
 
 
+def test_no_request_may_take_all_of_the_room_for_bytes():
+    with pytest.raises(ValidationError, match="max_request_bytes"):
+        Settings(max_request_bytes=1000, max_bytes_in_flight=1999)
+    assert Settings(max_request_bytes=1000, max_bytes_in_flight=2000)
+
+
 def test_settings_stay_as_they_are():
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1
