@@ -14,6 +14,7 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema import Draft7Validator, Draft202012Validator
 from prometheus_client import CollectorRegistry
 
+import models
 from app.main import _LAST_BYTES_SECONDS
 from app.metrics import Metrics
 from app.settings import Settings
@@ -232,3 +233,11 @@ def test_the_image_runs_as_a_plain_user_and_is_told_apart_when_ill() -> None:
     assert "/readyz" in " ".join(json.loads(check))
     [command] = instructions("CMD")
     assert json.loads(command)[:2] == ["posemux", "serve"]
+
+
+def test_the_models_that_operations_fetches_exist() -> None:
+    named = re.findall(r"models fetch ([a-z][\w-]+)$|POSE_MODELS=(\S+)", OPERATIONS, re.MULTILINE)
+    names = {name for pair in named for part in pair for name in part.split(",") if name}
+    assert len(names) >= 3
+    for name in names:
+        assert models.card(name).name == name
