@@ -51,8 +51,9 @@ EXPOSE 8000
 # It then finishes what it has let in, for up to POSE_DRAIN_SECONDS. Docker kills after ten seconds if
 # it is not told to wait longer: docker run --stop-timeout 30
 STOPSIGNAL SIGTERM
+# Ready is ready, however early: the start period only bounds how long large models may take to load.
 # http.client, because urllib would take a proxy of the environment on its way to this very host.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; service = http.client.HTTPConnection('127.0.0.1', int(os.environ['POSE_PORT']), timeout=2); service.request('GET', '/readyz'); sys.exit(service.getresponse().status != 200)"]
 CMD ["posemux", "serve", "--host", "0.0.0.0"]
 

@@ -14,6 +14,8 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema import Draft7Validator, Draft202012Validator
 from prometheus_client import CollectorRegistry
 
+import models
+from app.main import _LAST_BYTES_SECONDS
 from app.metrics import Metrics
 from app.settings import Settings
 from tests.daemons import needs
@@ -193,7 +195,9 @@ def test_nothing_may_write_but_where_it_is_told_to(compose: dict[str, Any]) -> N
 
 def test_compose_waits_for_the_drain() -> None:
     grace = GPU["services"]["posemux"]["stop_grace_period"]
-    assert int(grace.removesuffix("s")) > Settings.model_fields["drain_seconds"].default
+    drain: float = Settings.model_fields["drain_seconds"].default
+    # And for the last bytes, and for Python to leave.
+    assert int(grace.removesuffix("s")) >= drain + _LAST_BYTES_SECONDS + 5
 
 
 def test_compose_takes_a_gpu_or_does_without() -> None:
@@ -229,3 +233,11 @@ def test_the_image_runs_as_a_plain_user_and_is_told_apart_when_ill() -> None:
     assert "/readyz" in " ".join(json.loads(check))
     [command] = instructions("CMD")
     assert json.loads(command)[:2] == ["posemux", "serve"]
+
+
+def test_the_models_that_operations_fetches_exist() -> None:
+    named = re.findall(r"models fetch ([a-z][\w-]+)$|POSE_MODELS=(\S+)", OPERATIONS, re.MULTILINE)
+    names = {name for pair in named for part in pair for name in part.split(",") if name}
+    assert len(names) >= 3
+    for name in names:
+        assert models.card(name).name == name

@@ -31,7 +31,7 @@ SCRAPE = "100ms"
 THROUGHPUT_ERROR = 0.15
 SECONDS = 2.0
 #: When clients ask during a restart, again and again, in seconds.
-MOMENTS = np.arange(0, 0.4, 0.04)
+MOMENTS = np.arange(0, 0.4, 0.08)
 REPRESENTATIONS = ("simcc", "dark")
 
 
@@ -257,7 +257,7 @@ def test_a_rolling_restart_behind_nginx_loses_no_request(
             clients.join()
         tries = nginx.access.read_text()
 
-    assert {answer.status for answer in answers} == {"200"}
+    assert {answer.status for answer in answers} == {"200"}, tries
     # It was not by luck: some had to be asked for a second time.
     assert " 200 after 502, 200" in tries
     assert other.stop() == 0
