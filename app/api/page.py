@@ -40,7 +40,7 @@ class PageFiles(StaticFiles):
         return response
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 async def page() -> FileResponse:
     """The page."""
     return FileResponse(FILES / "index.html", headers=_HEADERS)

@@ -48,3 +48,8 @@ def test_every_file_that_the_page_names_is_there():
     for script in FILES.glob("*.js"):
         named += re.findall(r'from "\./([^"]+)"', script.read_text())
     assert set(named) | {"index.html"} == set(NAMES)
+
+
+def test_the_page_answers_those_who_only_look_whether_it_is_there(running):
+    response = running.client.head("/")
+    assert (response.status_code, response.content) == (200, b"")

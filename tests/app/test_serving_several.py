@@ -86,8 +86,8 @@ class Held:
         self.go = Event()
         self.go.set()
 
-    def warm_up(self) -> None:
-        self.pipeline.warm_up()
+    def warm_up(self) -> dict[str, float]:
+        return self.pipeline.warm_up()
 
     def __call__(self, images: list[npt.NDArray[np.uint8]], options: list[Options]) -> list[Poses]:
         self.batches.append([option.model for option in options])
