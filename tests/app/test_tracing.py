@@ -160,12 +160,13 @@ def test_a_collector_gets_them_before_the_service_has_stopped(make, collector, m
 def test_a_collector_that_hangs_does_not_keep_the_service(spans, monkeypatch):
     running, _ = spans
     monkeypatch.setattr("app.opentelemetry._LAST_SPANS_SECONDS", 0.01)
-    go = threading.Event()
-    spans_of = running.app.state.service.tracing
-    monkeypatch.setattr(spans_of._provider, "shutdown", lambda: go.wait(PATIENCE))
-    spans_of.shut_down()
-    assert not go.is_set()
+    go, sent = threading.Event(), threading.Event()
+    tracing = running.app.state.service.tracing
+    monkeypatch.setattr(tracing._provider, "shutdown", lambda: go.wait(PATIENCE) and sent.set())
+    tracing.shut_down()
+    assert not sent.is_set()
     go.set()
+    assert sent.wait(PATIENCE)
 
 
 def test_nothing_is_imported_unless_it_is_switched_on(monkeypatch):
