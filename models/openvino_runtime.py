@@ -3,25 +3,30 @@
 It computes in float32, and convolutions that round what they see and weigh in whole numbers: see
 `models.quantisation`.
 
-Nothing is written to disk, and nothing is reported: `openvino.convert_model`, which tells a server
-what it was used for, is left alone, and its parts are called directly.
+Nothing is written to disk, and nothing is reported: OpenVINO's telemetry, which gives the user a
+number at import and tells a server what is converted, is kept from being found.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import cache
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
-import openvino
 import torch
-from openvino.frontend import FrontEndManager
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-from openvino.preprocess import PrePostProcessor
 from torch import Tensor, nn
 
 from models.quantisation import Ranges, quantised
 from models.runtime import ConversionError
+
+# OpenVINO does without what is not installed; imported by somebody else before, it stays.
+sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+import openvino  # noqa: E402
+from openvino.frontend import FrontEndManager  # noqa: E402
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: E402
+from openvino.preprocess import PrePostProcessor  # noqa: E402
 
 #: Crops in one inference. What eight of them need on the way stays in the CPU's caches: 32 at once
 #: take a few percent longer. It also bounds the kernels that OpenVINO keeps, a set for each shape
