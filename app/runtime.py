@@ -95,6 +95,11 @@ class Runtime:
 
             return OpenVinoRunner(network, example, any_size, self._threads, ranges)
         except (ImportError, ConversionError) as error:
+            if ranges is not None and self._precision == "int8":
+                raise ValueError(f"POSE_PRECISION=int8 cannot run {name}: {error}") from error
+            if ranges is not None:
+                _logger.warning("%s runs in float32, not in int8: %s", name, error)
+                return self(name, network, example, any_size)
             if self._choice == "openvino":
                 raise ValueError(f"POSE_RUNTIME=openvino cannot run {name}: {error}") from error
             _logger.warning("%s runs on torch, because OpenVINO cannot run it: %s", name, error)

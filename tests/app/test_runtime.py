@@ -104,6 +104,17 @@ def test_int8_is_for_networks_that_know_their_ranges(vnni):
     assert not rounds(Runtime("torch", CPU)("layer", layer, EXAMPLE, ranges=ranges), layer)
 
 
+def test_what_int8_cannot_run_is_float32s(monkeypatch, caplog):
+    monkeypatch.setattr("app.runtime.cpus.multiplies_int8", lambda: True)
+    layer, strangers = nn.Conv2d(3, 2, 1).requires_grad_(False), {"head": (-1.0, 1.0)}
+    runner = Runtime("auto", CPU)("layer", layer, EXAMPLE, ranges=strangers)
+    assert isinstance(runner, OpenVinoRunner)
+    assert not rounds(runner, layer)
+    assert "layer runs in float32, not in int8: it has ranges of another network" in caplog.text
+    with pytest.raises(ValueError, match=r"POSE_PRECISION=int8 cannot run layer: it has ranges of"):
+        Runtime("auto", CPU, precision="int8")("layer", layer, EXAMPLE, ranges=strangers)
+
+
 def test_int8_or_nothing(monkeypatch):
     monkeypatch.setattr("app.runtime.cpus.multiplies_int8", lambda: True)
     layer = nn.Conv2d(3, 2, 1).requires_grad_(False)
