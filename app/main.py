@@ -43,6 +43,8 @@ from models.quantisation import read_ranges
 _logger = logging.getLogger(__name__)
 
 BUNDLED_DETECTOR = catalogue.WEIGHTS / "person-detector.safetensors"
+#: As many as PyTorch takes by itself, or as OMP_NUM_THREADS says.
+_TORCH_THREADS = torch.get_num_threads()
 #: What was answered when the engine had drained may still be on its way to a slow client.
 _LAST_BYTES_SECONDS = 5
 
@@ -52,15 +54,20 @@ writes a pose down: SimCC, heatmap with DARK decoding, or PCT tokens. Errors are
 """
 
 
-def build_detector(settings: Settings) -> YoloDetector:
+def build_detector(settings: Settings, runtime: Runtime | None = None) -> YoloDetector:
     """The detector of the settings, on its device.
+
+    Args:
+        settings: which one, where.
+        runtime: makes what runs it; that of the settings if left out.
 
     Raises:
         ValueError: the device or the runtime is not there, or weights are missing or damaged.
     """
     weights = settings.detector_weights or BUNDLED_DETECTOR
     device = _device(settings.device)
-    return YoloDetector.load(weights, device, settings.detector_size, build_runtime(settings))
+    runtime = runtime or build_runtime(settings)
+    return YoloDetector.load(weights, device, settings.detector_size, runtime)
 
 
 def build_runtime(settings: Settings) -> Runtime:
@@ -69,8 +76,7 @@ def build_runtime(settings: Settings) -> Runtime:
     Raises:
         ValueError: the device is not there, or the runtime is not there or not for this device.
     """
-    # OMP_NUM_THREADS, which PyTorch heeds, may ask for fewer than there are.
-    threads = settings.compute_threads or min(cpus.available(), torch.get_num_threads())
+    threads = settings.compute_threads or min(cpus.available(), _TORCH_THREADS)
     torch.set_num_threads(threads)
     return Runtime(settings.runtime, _device(settings.device), threads, settings.precision)
 
@@ -98,7 +104,8 @@ def build_pipeline(
         ValueError: the device or the runtime is not there, or weights are missing or damaged.
     """
     device = _device(settings.device)
-    detector = build_detector(settings)
+    runtime = build_runtime(settings)
+    detector = build_detector(settings, runtime)
     if weights is None:
         loaded = [
             models.load(name, device=device, weights_dir=settings.weights_dir)
@@ -109,7 +116,6 @@ def build_pipeline(
     if not calibrated:
         loaded = [model.uncalibrated() for model in loaded]
     pose_models = {model.card.name: model for model in loaded}
-    runtime = build_runtime(settings)
     runners = {}
     for name, model in pose_models.items():
         path = weights or catalogue.path_of(model.card, settings.weights_dir)
@@ -117,6 +123,10 @@ def build_pipeline(
         ranges = read_ranges(path) if settings.precision == "int8" else None
         example = torch.zeros(2, 3, *reversed(model.input_size))
         runners[name] = runtime(name, model.network, example, ranges=ranges)
+    if not runtime.torch_computes:
+        # What is left to PyTorch is small, and its threads, which wait at full speed for a while
+        # after everything they did, would take the processor that OpenVINO computes on.
+        torch.set_num_threads(1)
     return Pipeline(
         detector, pose_models, device, settings.max_batch_people, metrics, as_authors, runners
     )

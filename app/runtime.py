@@ -53,6 +53,8 @@ class Runtime:
         self._threads = threads
         self._openvino = choice != "torch" and device.type == "cpu"
         self._precision = precision
+        #: Whether any network was left to PyTorch.
+        self.torch_computes = False
         self._int8 = self._openvino and precision != "float32" and cpus.multiplies_int8()
         if precision == "int8" and not self._int8:
             raise ValueError(
@@ -86,7 +88,7 @@ class Runtime:
                 "measures them; accepted without them are auto and float32"
             )
         if not self._openvino:
-            return TorchRunner(network)
+            return self._torch(network)
         if not self._int8:
             ranges = None
         try:
@@ -103,4 +105,8 @@ class Runtime:
             if self._choice == "openvino":
                 raise ValueError(f"POSE_RUNTIME=openvino cannot run {name}: {error}") from error
             _logger.warning("%s runs on torch, because OpenVINO cannot run it: %s", name, error)
-            return TorchRunner(network)
+            return self._torch(network)
+
+    def _torch(self, network: nn.Module) -> Runner:
+        self.torch_computes = True
+        return TorchRunner(network)

@@ -189,12 +189,18 @@ def threads():
 
 
 def test_networks_take_no_more_threads_than_there_are(threads, monkeypatch):
-    torch.set_num_threads(7)
+    monkeypatch.setattr("app.main._TORCH_THREADS", 4)
     monkeypatch.setattr("app.main.cpus.available", lambda: 3)
     build_runtime(Settings())
     assert threads() == 3
     monkeypatch.setattr("app.main.cpus.available", lambda: 5)
     build_runtime(Settings())
-    assert threads() == 3
-    build_runtime(Settings(compute_threads=4))
     assert threads() == 4
+    build_runtime(Settings(compute_threads=5))
+    assert threads() == 5
+
+
+@pytest.mark.parametrize(("runtime", "left"), [("openvino", 1), ("torch", 3)])
+def test_torch_keeps_no_threads_that_it_has_no_network_for(threads, runtime, left):
+    build_pipeline(Settings(runtime=runtime, compute_threads=3), Metrics())
+    assert threads() == left
