@@ -135,6 +135,8 @@ def test_the_console_is_for_people():
 @pytest.fixture
 def restored():
     level = logging.getLogger().level
+    # A service that an earlier test served may have left them captured, which pytest has undone.
+    logging.captureWarnings(False)
     yield
     logging.captureWarnings(False)
     logging.getLogger().setLevel(level)
