@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -392,6 +392,51 @@ def train_detector(recipe: DetectorRecipe, data: Path, runs: Path, device: str) 
     Raises:
         DatasetError: a set cannot be used.
     """
+    folder = (runs / recipe.name).resolve()
+    layout = folder / "data" / "data.yaml"
+    if not layout.is_file():
+        _write_yolo_layout(recipe, data, layout)
+    trained_so_far: str | bool = False
+    for number, stage in enumerate(recipe.stages):
+        last = folder / f"stage{number}" / "weights" / "last.pt"
+        done = last.with_name("done")
+        if not done.is_file():
+            overrides = {
+                **recipe.common,
+                **stage,
+                "model": str(last) if last.is_file() else recipe.architecture,
+                # By its path: else ultralytics takes the newest one below the working folder.
+                "resume": str(last) if last.is_file() else False,
+                "data": str(layout),
+                "project": str(folder),
+                "name": f"stage{number}",
+                "exist_ok": True,
+                "pretrained": trained_so_far,
+                "device": device,
+                "workers": 0 if device == "cpu" else 8,
+                "amp": device != "cpu",
+                "plots": False,
+                "patience": 0,
+            }
+            shown = _progress(f"stage {number + 1}/{len(recipe.stages)}")
+            _trainer(overrides, shown).train()
+            done.touch()
+        trained_so_far = str(last)
+    trained, _ = load_checkpoint(trained_so_far, torch.device("cpu"))  # type: ignore[no-untyped-call]
+    path = folder / f"{recipe.name}.safetensors"
+    save_detector(trained, path, recipe.size)
+    return path
+
+
+def _trainer(overrides: dict[str, Any], callbacks: Mapping[str, Callable[[Any], object]]) -> Any:
+    """Ultralytics' own trainer of a detector with one class.
+
+    Args:
+        overrides: its arguments.
+        callbacks: called with the trainer, by the event that they are for. There are no others:
+            ultralytics would add those of every experiment tracker that happens to be installed,
+            and most of them talk to a server.
+    """
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     class Trainer(DetectionTrainer):
@@ -406,43 +451,14 @@ def train_detector(recipe: DetectorRecipe, data: Path, runs: Path, device: str) 
                 model.load(weights)  # type: ignore[no-untyped-call]
             return model.to(memory_format=torch.channels_last)
 
-    folder = (runs / recipe.name).resolve()
-    layout = folder / "data" / "data.yaml"
-    if not layout.is_file():
-        _write_yolo_layout(recipe, data, layout)
-    trained_so_far: str | bool = False
-    for number, stage in enumerate(recipe.stages):
-        last = folder / f"stage{number}" / "weights" / "last.pt"
-        done = last.with_name("done")
-        if not done.is_file():
-            overrides = {
-                **recipe.common,
-                **stage,
-                "model": str(last) if last.is_file() else recipe.architecture,
-                "resume": last.is_file(),
-                "data": str(layout),
-                "project": str(folder),
-                "name": f"stage{number}",
-                "exist_ok": True,
-                "pretrained": trained_so_far,
-                "device": device,
-                "workers": 0 if device == "cpu" else 8,
-                "amp": device != "cpu",
-                "plots": False,
-                "patience": 0,
-            }
-            trainer = Trainer(overrides=overrides)
-            _show_progress(trainer, stage=f"stage {number + 1}/{len(recipe.stages)}")
-            trainer.train()  # type: ignore[no-untyped-call]
-            done.touch()
-        trained_so_far = str(last)
-    trained, _ = load_checkpoint(trained_so_far, torch.device("cpu"))  # type: ignore[no-untyped-call]
-    path = folder / f"{recipe.name}.safetensors"
-    save_detector(trained, path, recipe.size)
-    return path
+        def run_callbacks(self, event: str) -> None:
+            if event in callbacks:
+                callbacks[event](self)
+
+    return Trainer(overrides=overrides)
 
 
-def _show_progress(trainer: Any, stage: str) -> None:
+def _progress(stage: str) -> dict[str, Callable[[Any], object]]:
     """A bar for each epoch and a line of its figures: ultralytics itself is kept silent."""
     bar = tqdm(unit="batch")
 
@@ -455,10 +471,12 @@ def _show_progress(trainer: Any, stage: str) -> None:
         found = {name: round(trainer.metrics.get(key, 0.0), 4) for name, key in figures.items()}
         tqdm.write(json.dumps({"epoch": trainer.epoch + 1, **found}))
 
-    trainer.add_callback("on_train_epoch_start", begin)
-    trainer.add_callback("on_train_batch_end", lambda _: bar.update())
-    trainer.add_callback("on_fit_epoch_end", report)
-    trainer.add_callback("on_train_end", lambda _: bar.close())
+    return {
+        "on_train_epoch_start": begin,
+        "on_train_batch_end": lambda _: bar.update(),
+        "on_fit_epoch_end": report,
+        "on_train_end": lambda _: bar.close(),
+    }
 
 
 def _write_yolo_layout(recipe: DetectorRecipe, data: Path, layout: Path) -> None:
