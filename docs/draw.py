@@ -138,7 +138,9 @@ def _write_example(body: dict[str, Any]) -> None:
         f'                  "bbox": {person["bbox"]}, "score": {person["score"]},',
         f'                  "keypoints": [{_numbers(person["keypoints"][:9])}, …]}},',
         "                 …],",
-        ' "timings_ms": ' + text["timings_ms"].replace('"pose"', '\n                "pose"') + "}",
+        ' "timings_ms": '
+        + text["timings_ms"].replace(', "pose"', ',\n                "pose"')
+        + "}",
     ]
     page = DOCS / "response.md"
     block = "```json\n" + "\n".join(lines) + "\n```"
