@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 HOST_PYTHON ?= python3.12 python3.11 python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint
+.PHONY: help demo serve test lint docs
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -36,6 +36,9 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy --strict app models
 
+docs: $(INSTALLED) ## the documentation, in site/index.html; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
 $(INSTALLED): pyproject.toml constraints.txt
 	@set -e; python=; \
 	for candidate in $(HOST_PYTHON); do \
@@ -50,5 +53,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi; \
 	echo "Installing into $(VENV) with $$($$python --version); torch is large, this takes minutes."; \
 	$$python -m venv $(VENV)
-	$(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench,dev,eval,export,otel,train]'
+	$(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench,dev,docs,eval,export,otel,train]'
 	@touch $@

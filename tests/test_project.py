@@ -22,6 +22,7 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DOCS = tuple((ROOT / "docs").glob("*.md"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -90,7 +91,7 @@ def test_readme_names_every_option_of_serve(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     "name",
     [
-        *("README.md", "docs/operations.md", "docs/security.md", "Dockerfile"),
+        *("README.md", "Dockerfile", *(f"docs/{page.name}" for page in sorted(DOCS))),
         *("docker-compose.yml", "docker-compose.cpu.yml"),
         *("docker/prometheus/alerts.yml", "docker/nginx/posemux.conf"),
     ],
