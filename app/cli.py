@@ -36,6 +36,14 @@ from models.training import recipes
 from models.training.datasets import Pictures
 from models.training.loop import train_pose, train_tokenizer
 
+#: How the names of videos end.
+_VIDEOS = frozenset(
+    (
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
+        *(".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp"),
+    )
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the process's exit code.
@@ -52,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(
             f"posemux: {error.name} is not installed: "
-            "pip install 'posemux[bench,eval,export,train]'",
+            "pip install 'posemux[bench,eval,export,train,video]'",
             file=sys.stderr,
         )
         return 2
@@ -82,6 +90,10 @@ def _serve(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     settings = Settings()
     paths = [Path(path) for path in options.images]
+    if any(path.suffix.lower() in _VIDEOS for path in paths):
+        return _predict_video(options, settings)
+    if options.smooth or options.json not in (None, "-"):
+        raise UsageError("--smooth and --json FILE are for a video")
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"no such file: {', '.join(missing)}")
@@ -116,6 +128,35 @@ def _predict(options: argparse.Namespace) -> int:
                         "jpeg",
                     )
                 )
+    return 0
+
+
+def _predict_video(options: argparse.Namespace, settings: Settings) -> int:
+    from app import video
+
+    if len(options.images) > 1:
+        raise UsageError("a video is predicted alone: give one at a time")
+    [path] = options.images
+    [name] = _models(options, [models.default(settings.representation)])
+    out = options.out
+    if out is not None and (out.is_dir() or not out.suffix):
+        out /= f"{path.stem}.{models.card(name).representation}.mp4"
+    results = None if options.json is None else Path(options.json)
+    if results is not None and str(results) != "-":
+        _check_out(results, ".json", "--json")
+    done = video.predict(
+        path,
+        lambda: _pipeline(settings, name),
+        name,
+        settings,
+        out=out,
+        results=results,
+        smooth=options.smooth,
+    )
+    told = f"{path}: {done.frames} frames, {done.people} people followed by {name}"
+    if done.damaged:
+        told += f"; {done.damaged} damaged pieces of the file left out"
+    print(told, file=sys.stderr)
     return 0
 
 
@@ -345,9 +386,9 @@ def _export_model(options: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------------------ parts
 
 
-def _check_out(path: Path, suffix: str) -> None:
+def _check_out(path: Path, suffix: str, option: str = "--out") -> None:
     if path.suffix != suffix:
-        raise UsageError(f"--out must end in {suffix}, not be {path}")
+        raise UsageError(f"{option} must end in {suffix}, not be {path}")
 
 
 def _described(card: models.Card) -> str:
@@ -386,12 +427,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve)
 
-    predict = commands.add_parser("predict", help="find the poses in pictures")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict = commands.add_parser("predict", help="find the poses in pictures, or in a video")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE|VIDEO")
     _choose_model(predict)
-    predict.add_argument("--out", type=Path, metavar="DIR", help="write drawn pictures there")
     predict.add_argument(
-        "--json", action="store_true", help="a line of COCO results for each image"
+        "--out", type=Path, metavar="DIR|FILE.mp4", help="write drawn pictures or the video there"
+    )
+    predict.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE.json",
+        help="a line of COCO results for each image; of a video one object, into the file if given",
+    )
+    predict.add_argument(
+        "--smooth", action="store_true", help="smooth the joints of people in a video over time"
     )
     predict.set_defaults(run=_predict)
 

@@ -229,7 +229,8 @@ def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str,
 
     Args:
         image_id: the image's.
-        poses: the people in it, with their explanations if there are any.
+        poses: the people in it, with their explanations and track ids if there are any; whoever is
+            not followed yet has none.
         digits: decimals of scores.
     """
     corners = poses.boxes.astype(np.float64)
@@ -244,6 +245,9 @@ def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str,
         {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": row}
         for box, score, row in rows
     ]
+    if poses.track_ids is not None:
+        for result, track_id in zip(results, poses.track_ids.tolist(), strict=True):
+            result["track_id"] = track_id or None
     if poses.explanations is not None:
         for result, told in zip(results, poses.explanations, strict=True):
             result["explanation"] = explained(told)
