@@ -78,7 +78,9 @@ class Clip:
             self._container.close()
             raise ClipError(f"{path}: there is sound in it, but no video")
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        # Slices share a frame's work. Whole frames would be faster, but where one is damaged those
+        # that are under way at the same time are lost with it.
+        self._stream.thread_type = "SLICE"
         pixels = self._stream.width * self._stream.height
         if pixels > max_pixels:
             self._container.close()

@@ -26,8 +26,8 @@ Corners = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
 BOXES: TypeAdapter[list[Corners]] = TypeAdapter(Json[list[Corners]])
 
 
-class PoseQuery(BaseModel):
-    """The query parameters of `POST /pose`: those left out are the service's settings."""
+class _Asked(BaseModel):
+    """What requests and streams may both ask for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,14 +39,6 @@ class PoseQuery(BaseModel):
     model: str | None = Field(
         default=None,
         description="The name of a loaded pose model, in place of a representation: see /models.",
-    )
-    # A text to FastAPI, which would take a list for a parameter that is repeated.
-    boxes: str | None = Field(
-        default=None,
-        description="a JSON list of [x1, y1, x2, y2] in pixels of the upright image, x1 < x2 and "
-        "y1 < y2, such as [[10, 20, 110, 320]]. Nobody is looked for: there is one prediction "
-        "for each box, in their order. One image only.",
-        examples=["[[48, 398, 245, 903], [222, 405, 345, 860]]"],
     )
     min_score: float | None = Field(
         default=None,
@@ -61,6 +53,19 @@ class PoseQuery(BaseModel):
         description="a number from 1 up to the service's own limit; of more detected people the "
         "best so many are kept.",
     )
+
+
+class PoseQuery(_Asked):
+    """The query parameters of `POST /pose`: those left out are the service's settings."""
+
+    # A text to FastAPI, which would take a list for a parameter that is repeated.
+    boxes: str | None = Field(
+        default=None,
+        description="a JSON list of [x1, y1, x2, y2] in pixels of the upright image, x1 < x2 and "
+        "y1 < y2, such as [[10, 20, 110, 320]]. Nobody is looked for: there is one prediction "
+        "for each box, in their order. One image only.",
+        examples=["[[48, 398, 245, 903], [222, 405, 345, 860]]"],
+    )
     flip_test: bool = Field(
         default=False,
         description="true or false; true averages with the mirror image: a little better, twice "
@@ -70,6 +75,19 @@ class PoseQuery(BaseModel):
         default=False,
         description="true or false; true tells what the joints were decoded from, of one image "
         f"with up to {MAX_EXPLAINED} people, in JSON.",
+    )
+
+
+class StreamQuery(_Asked):
+    """The query parameters of `WS /stream`: those left out are the service's settings."""
+
+    track: bool = Field(
+        default=False,
+        description="true or false; true follows people from frame to frame: see docs/video.md.",
+    )
+    smooth: bool = Field(
+        default=False,
+        description="true or false; true smooths the joints of people who are followed.",
     )
 
 
