@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import supervision
 from trackers import BoTSORTTracker, GIoU
 
@@ -26,6 +27,20 @@ _DOUBTFUL = 1 / 3
 _LIKE, _DOUBTFUL_LIKE = -0.3, 0.5
 #: The library counts time in these.
 _FRAMES_PER_SECOND = 30.0
+
+
+class _Likeness(GIoU):
+    """Generalised IoU, at its least where two boxes are too unlike to be one person's.
+
+    The library pairs all boxes so that their likeness is the most in sum, and takes those pairs
+    apart afterwards that are too unlike: for their sake another person may have got a wrong box.
+    """
+
+    def _compute(
+        self, boxes_1: npt.NDArray[np.float64], boxes_2: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        likeness = super()._compute(boxes_1, boxes_2)
+        return np.where(likeness < _LIKE, -1.0, likeness)
 
 
 class Tracker:
@@ -49,7 +64,7 @@ class Tracker:
             minimum_iou_threshold_second_assoc=_DOUBTFUL_LIKE,
             minimum_iou_threshold_unconfirmed_assoc=like,
             enable_cmc=False,
-            iou=GIoU(),
+            iou=_Likeness(),
         )
         self._smooth = OneEuroFilter() if smooth else None
 

@@ -28,7 +28,7 @@ def pan(
     photo = cv2.imread(str(BUS), cv2.IMREAD_COLOR_RGB)
     for number in range(frames):
         turn = 2 * np.pi * number / (frames - 1)
-        centre = np.array([440 - 180 * np.cos(turn), 640 + 20 * np.sin(2 * turn)])
+        centre = np.array([430 - 150 * np.cos(turn), 640 + 20 * np.sin(2 * turn)])
         scale = size[0] / 640
         affine = np.column_stack((scale * np.eye(2), np.array(size) / 2 - scale * centre))
         frame = cv2.warpAffine(photo, affine, size, flags=cv2.INTER_AREA)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import nullcontext
+from http import HTTPStatus
 from time import perf_counter
 from urllib.parse import quote
 from uuid import uuid4
@@ -14,7 +15,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from app.api.problems import internal_error
+from app.api.problems import internal_error, problem
 from app.metrics import Metrics
 from app.tracing import Tracing
 
@@ -65,6 +66,10 @@ class RequestRecorder:
 
         async def send_on(message: Message) -> None:
             nonlocal status
+            if message["type"] == "websocket.close" and status is None:
+                detail = f"There is no stream at {scope['path']}, only at /stream."
+                await problem(request, HTTPStatus.NOT_FOUND, detail)(scope, receive, send_on)
+                return
             if message["type"] in _ANSWERS:
                 status = message.get("status", _OPEN)
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id

@@ -367,6 +367,13 @@ def test_over_a_socket(served, running):
         assert running.value("pose_streams") == 1
 
 
+def test_elsewhere_there_are_no_streams(served):
+    with pytest.raises(InvalidStatus) as error, connect(served.replace("http", "ws") + "/livez"):
+        pass
+    assert error.value.response.status_code == 404
+    assert "only at /stream" in json.loads(error.value.response.body)["detail"]
+
+
 @pytest.mark.parametrize("running", [{"max_image_bytes": 1000}], indirect=True)
 def test_a_frame_of_too_many_bytes_ends_the_stream(served):
     with connect(address(served)) as socket:

@@ -51,6 +51,12 @@ def test_the_detectors_doubts_are_believed_of_people_who_are_followed_only(track
     assert len(track(poses((50, 0.2)), 2 * STEP).boxes) == 0
 
 
+def test_a_stranger_gets_nobodys_id_for_the_sake_of_whoever_is_lost(track):
+    for number in range(2):
+        track(poses((100, 0.9), (250, 0.9)), number * STEP)
+    assert track(poses((120, 0.9), (78, 0.9)), 2 * STEP).track_ids.tolist() == [1, 0]
+
+
 def test_who_is_hidden_for_a_moment_is_the_same_one(track):
     track(poses((0, 0.9)), 0.0)
     track(poses((0, 0.9)), STEP)

@@ -12,7 +12,7 @@ from app.settings import Settings
 from tests.clips import FPS, pan, write
 from tests.photos import BUS
 
-FRAMES = 30
+FRAMES = 36
 SIZE = (320, 240)
 
 
@@ -57,7 +57,7 @@ def overlap(box, other):
 
 
 def test_people_keep_their_ids_on_a_clip(tmp_path, capsys):
-    """One man leaves the picture and comes back; the other one stays, at its edge for a while."""
+    """One man leaves the picture and comes back; the other one stays, in the end at its edge."""
     path, out, results = (tmp_path / name for name in ("pan.mp4", "out.mp4", "out.json"))
     shown, truth = zip(*pan(FRAMES, SIZE), strict=True)
     write(path, shown)
