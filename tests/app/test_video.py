@@ -70,7 +70,7 @@ def test_people_keep_their_ids_on_a_clip(tmp_path, capsys):
     body = json.loads(results.read_text())
     head = {"video": "pan.mp4", "width": 320, "height": 240, "fps": FPS, "complete": True}
     assert body.items() >= head.items()
-    assert body["representation"], body["model"] == ("simcc", "simcc-small")
+    assert (body["representation"], body["model"]) == ("simcc", "simcc-small")
     assert body["seconds"] == pytest.approx(np.arange(FRAMES) / FPS, abs=1e-3)
     ids = [[], []]
     for result in body["predictions"]:
@@ -82,11 +82,12 @@ def test_people_keep_their_ids_on_a_clip(tmp_path, capsys):
                 ids[man].append(result["track_id"])
     left, stayed = ids
     assert len(stayed) > 0.8 * FRAMES
-    assert len(set(stayed)) == 1
+    # Some boxes of both men, who are not followed, are half right.
+    assert len(set(stayed) - {None}) == 1
     # Whoever was out of sight may come back as somebody else, but never as the other one.
     assert len(left) > 0.4 * FRAMES
     assert len(set(left) - {None}) <= 2
-    assert not set(left) & set(stayed)
+    assert not set(left) & set(stayed) - {None}
 
     with Clip(out, 10**6) as drawn:
         frames = list(drawn)
