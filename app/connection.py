@@ -6,6 +6,7 @@ take no answer, for as long as it likes.
 
 from __future__ import annotations
 
+import logging
 from asyncio import TimerHandle
 from typing import Any
 
@@ -18,6 +19,8 @@ MAX_HEAD_BYTES = 64 * 2**10
 HEAD_SECONDS = 10.0
 #: The route answers a slow body itself, just before.
 _GRACE_SECONDS = 5.0
+_SILENT = logging.getLogger(f"{__name__}.silent")
+_SILENT.setLevel(logging.CRITICAL + 1)
 
 
 class Connection(HttpToolsProtocol):
@@ -119,6 +122,9 @@ class StreamConnection(WebSocketsSansIOProtocol):
 
     def __init__(self, *arguments: Any, transfer_seconds: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        # What there is to tell, app.api.requests does: uvicorn would write down what the client
+        # made up, and calls a stream that is not let in an error.
+        self.logger = self.conn.logger = _SILENT
         self._transfer_seconds = transfer_seconds
         self._outgoing: TimerHandle | None = None
 

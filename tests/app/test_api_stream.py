@@ -354,7 +354,7 @@ def address(served):
     return served.replace("http", "ws") + "/stream"
 
 
-def test_over_a_socket(served, running):
+def test_over_a_socket(served, running, logged):
     with connect(address(served), compression=None) as socket:
         socket.send(png(*RED))
         answer = json.loads(socket.recv(PATIENCE))
@@ -363,8 +363,11 @@ def test_over_a_socket(served, running):
             pass
         assert error.value.response.status_code == 422
         assert json.loads(error.value.response.body)["title"] == "A parameter is invalid"
-        # The connection is nobody's half-sent request: it has no more to send.
         assert running.value("pose_streams") == 1
+    wait_for(lambda: running.value("pose_streams") == 0)
+    told = [line for line in logged() if line["level"] != "debug"]
+    assert {line["event"] for line in told if "path" in line} == {"request"}
+    assert not [line for line in told if line["level"] == "error" or "x=1" in line["event"]]
 
 
 def test_elsewhere_there_are_no_streams(served):
