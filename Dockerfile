@@ -13,7 +13,7 @@ RUN python -m venv /opt/posemux
 ARG PIP_EXTRA_INDEX_URL
 # Only what names the dependencies, so that a change of code does not install torch again.
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], *project['optional-dependencies']['video'], sep='\n')" > requirements.txt \
     && /opt/posemux/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
     && /opt/posemux/bin/pip check
 

@@ -34,12 +34,12 @@ test: $(INSTALLED) ## the tests
 lint: $(INSTALLED) ## ruff and mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy --strict app models
+	$(PYTHON) -m mypy --strict app models client/posemux_client
 
 docs: $(INSTALLED) ## the documentation, in site/index.html; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
 	@set -e; python=; \
 	for candidate in $(HOST_PYTHON); do \
 	    if $$candidate -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -53,5 +53,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi; \
 	echo "Installing into $(VENV) with $$($$python --version); torch is large, this takes minutes."; \
 	$$python -m venv $(VENV)
-	$(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench,dev,docs,eval,export,otel,train]'
+	$(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench,dev,docs,eval,export,otel,train,video]' --editable ./client
 	@touch $@

@@ -13,28 +13,35 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
 import models
-from app import images, render
 from app.calibrate import calibrate_models, describe
 from app.detector import train_detector
 from app.errors import PosemuxError
 from app.evaluate import Evaluation, UsageError, evaluate_detector, evaluate_poses, table
+from app.formats import WRITERS
 from app.keys import KeyFile
 from app.metrics import Metrics
-from app.pipeline import Options, Pipeline, Poses
+from app.pipeline import Pipeline
+from app.predict import Predict, predict
 from app.quantise import note_ranges
-from app.schemas import coco_results
 from app.settings import Settings, complaints, listed
 from models import catalogue, conversion, downloads, export
 from models.calibration import draw_reliability
 from models.training import recipes
 from models.training.datasets import Pictures
 from models.training.loop import train_pose, train_tokenizer
+
+#: How the names of videos end.
+_VIDEOS = frozenset(
+    (
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
+        *(".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp"),
+    )
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(
             f"posemux: {error.name} is not installed: "
-            "pip install 'posemux[bench,eval,export,train]'",
+            "pip install 'posemux[bench,eval,export,train,video]'",
             file=sys.stderr,
         )
         return 2
@@ -81,55 +88,48 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     settings = Settings()
-    paths = [Path(path) for path in options.images]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise UsageError(f"no such file: {', '.join(missing)}")
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-    for name in _models(options, [models.default(settings.representation)]):
-        pipeline = _pipeline(settings, name)
-        asked = Options(name, min_score=settings.min_score, max_people=settings.max_people)
-        for index, path in enumerate(tqdm(paths, unit="image", disable=None)):
-            image = images.decode(path.read_bytes(), settings.max_image_pixels)
-            [poses] = pipeline([image], [asked])
-            if options.json:
-                body = {
-                    "image": str(path),
-                    "model": name,
-                    "predictions": coco_results(index, poses),
-                }
-                print(json.dumps(body))
-            else:
-                _print_poses(path, poses)
-            if options.out is not None:
-                drawn = options.out / f"{path.stem}.{models.card(name).representation}.jpg"
-                drawn.write_bytes(
-                    render.encode(
-                        render.draw(
-                            image,
-                            poses.keypoints,
-                            poses.boxes,
-                            poses.scores,
-                            skeleton=models.card(name).architecture.skeleton,
-                        ),
-                        "jpeg",
-                    )
-                )
+    if options.json not in (None, "-") and Path(options.json).suffix != ".json":
+        # It was meant as the first of what follows the option.
+        options.images.insert(0, options.json)
+        options.json = "-"
+    if not options.images:
+        raise UsageError("there is nothing to predict: give a picture, a folder or a video")
+    if any(Path(path).suffix.lower() in _VIDEOS for path in options.images):
+        return _predict_video(options, settings)
+    if options.smooth or options.json not in (None, "-"):
+        raise UsageError("--smooth and --json FILE are for a video")
+    [model] = _models(options, [models.default(settings.representation)])
+    asked = Predict(options.images, model, options.out, options.format, options.json is not None)
+    return predict(asked, settings)
+
+
+def _predict_video(options: argparse.Namespace, settings: Settings) -> int:
+    from app import video
+
+    if len(options.images) > 1:
+        raise UsageError("a video is predicted alone, and its --json FILE ends in .json")
+    if options.format is not None:
+        raise UsageError("--format is for pictures: a video's results are --json FILE.json")
+    path = Path(options.images[0])
+    [name] = _models(options, [models.default(settings.representation)])
+    out = options.out
+    if out is not None and (out.is_dir() or not out.suffix):
+        out /= f"{path.stem}.{models.card(name).representation}.mp4"
+    results = None if options.json is None else Path(options.json)
+    done = video.predict(
+        path,
+        lambda: _pipeline(settings, name),
+        name,
+        settings,
+        out=out,
+        results=results,
+        smooth=options.smooth,
+    )
+    told = f"{path}: {done.frames} frames, {done.people} people followed by {name}"
+    if done.damaged:
+        told += f"; {done.damaged} damaged pieces of the file left out"
+    print(told, file=sys.stderr)
     return 0
-
-
-def _print_poses(path: Path, poses: Poses) -> None:
-    """Who was found, in a form for people: each one's score and surest joints."""
-    tqdm.write(f"{path}: {len(poses.scores)} people by {poses.model}")
-    names = models.card(poses.model).architecture.joints
-    for number, (score, keypoints) in enumerate(zip(poses.scores, poses.keypoints, strict=True)):
-        best = np.argsort(-keypoints[:, 2])[:4]
-        joints = ", ".join(
-            f"{names[joint]} ({keypoints[joint, 0]:.0f}, {keypoints[joint, 1]:.0f})"
-            for joint in sorted(best)
-        )
-        tqdm.write(f"  person {number}: score {score:.2f}, {joints}, ...")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -386,14 +386,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve)
 
-    predict = commands.add_parser("predict", help="find the poses in pictures")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    _choose_model(predict)
-    predict.add_argument("--out", type=Path, metavar="DIR", help="write drawn pictures there")
-    predict.add_argument(
-        "--json", action="store_true", help="a line of COCO results for each image"
+    predicted = commands.add_parser(
+        "predict",
+        help="find the poses in pictures, or follow people through a video; with --format it goes "
+        "on where it was killed",
     )
-    predict.set_defaults(run=_predict)
+    predicted.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE|VIDEO",
+        help="a file, a folder, or a quoted pattern; or a video",
+    )
+    _choose_model(predicted)
+    predicted.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR|FILE.mp4",
+        help="write drawn pictures, or the drawn video, there, or with --format the results "
+        "(runs/predict)",
+    )
+    result = predicted.add_mutually_exclusive_group()
+    result.add_argument(
+        "--format", choices=WRITERS, help="write the poses of all pictures as files of this format"
+    )
+    result.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE.json",
+        help="print a line of COCO results for each picture; of a video one object, into the file "
+        "if there is one",
+    )
+    predicted.add_argument(
+        "--smooth", action="store_true", help="smooth the joints of people in a video over time"
+    )
+    predicted.set_defaults(run=_predict)
 
     evaluate = commands.add_parser("evaluate", help="measure poses or boxes on annotated pictures")
     evaluate.add_argument("--annotations", type=Path, required=True, metavar="COCO.json")

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP connection, with the limits that it leaves to a proxy.
+"""uvicorn's connections, with the limits that it leaves to a proxy.
 
 Without them a connection may send a head of any size, or none, or a body a byte a minute, and may
 take no answer, for as long as it likes.
@@ -6,10 +6,12 @@ take no answer, for as long as it likes.
 
 from __future__ import annotations
 
+import logging
 from asyncio import TimerHandle
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 #: Bytes of a request's first line and headers; four pages of boxes fit.
 MAX_HEAD_BYTES = 64 * 2**10
@@ -17,6 +19,8 @@ MAX_HEAD_BYTES = 64 * 2**10
 HEAD_SECONDS = 10.0
 #: The route answers a slow body itself, just before.
 _GRACE_SECONDS = 5.0
+_SILENT = logging.getLogger(f"{__name__}.silent")
+_SILENT.setLevel(logging.CRITICAL + 1)
 
 
 class Connection(HttpToolsProtocol):
@@ -51,6 +55,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read some more, unless the head has become too long."""
         super().data_received(data)
+        if self.transport.get_protocol() is not self:
+            return  # It is a stream now.
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -81,6 +87,11 @@ class Connection(HttpToolsProtocol):
         self._expect(None)
         super().on_message_complete()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Become a stream, whose limits are its own."""
+        self._expect(None)
+        super().handle_websocket_upgrade()
+
     def pause_writing(self) -> None:
         """Wait for the client to take what it was sent, but not for ever."""
         super().pause_writing()
@@ -99,3 +110,39 @@ class Connection(HttpToolsProtocol):
         self._incoming = None
         if seconds is not None:
             self._incoming = self.loop.call_later(seconds, self.transport.abort)
+
+
+class StreamConnection(WebSocketsSansIOProtocol):
+    """One client's WebSocket.
+
+    Args:
+        transfer_seconds: how long a client may take nothing of what is sent to it.
+        arguments: uvicorn's own.
+    """
+
+    def __init__(self, *arguments: Any, transfer_seconds: float, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # What there is to tell, app.api.requests does: uvicorn would write down what the client
+        # made up, and calls a stream that is not let in an error.
+        self.logger = self.conn.logger = _SILENT
+        self._transfer_seconds = transfer_seconds
+        self._outgoing: TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait for the client to take what it was sent, but not for ever."""
+        super().pause_writing()
+        self._outgoing = self.loop.call_later(self._transfer_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on sending."""
+        super().resume_writing()
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if self._outgoing is not None:
+            self._outgoing.cancel()

@@ -3,6 +3,7 @@
     PosemuxError
     ├── BadImageError               400  not decodable
     ├── UnauthorizedError           401
+    ├── ForbiddenOriginError        403  a stream from another web site's page
     ├── UnknownModelError           404
     ├── NotAcceptableError          406  no media type that the client takes
     ├── UploadTimeoutError          408  the body came too slowly
@@ -65,6 +66,14 @@ class UnauthorizedError(PosemuxError):
     status = 401
     type = "/problems/unauthorized"
     title = "A valid key is needed"
+
+
+class ForbiddenOriginError(PosemuxError):
+    """A stream that a page of another web site asks for."""
+
+    status = 403
+    type = "/problems/forbidden-origin"
+    title = "This web site's pages may not ask"
 
 
 class UnknownModelError(PosemuxError):

@@ -23,10 +23,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 import models
 from app import cpus, logs
-from app.api import Service, access, health, page, pose, problems
+from app.api import Service, access, health, page, pose, problems, stream
 from app.api import models as model_routes
 from app.api.requests import RequestRecorder
-from app.connection import Connection
+from app.connection import Connection, StreamConnection
 from app.detector import YoloDetector
 from app.engine import Engine
 from app.errors import TooManyRequestsError, UnauthorizedError
@@ -194,8 +194,9 @@ def create_app(
         lifespan=lifespan,
     )
     uploads = Room(settings.max_bytes_in_flight)
+    streams = Room(settings.max_streams)
     app.state.service = Service(
-        settings, engine, metrics, registry, threads, keys, limits, spans, uploads
+        settings, engine, metrics, registry, threads, keys, limits, spans, uploads, streams
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -213,7 +214,8 @@ def create_app(
         guard["responses"] = problems.responses(UnauthorizedError, TooManyRequestsError)
     for routes in (pose, model_routes):
         app.include_router(routes.router, **guard)
-    for routes in (health, page):
+    # A stream looks at keys itself: each of its frames is let in like a request.
+    for routes in (health, page, stream):
         app.include_router(routes.router)
     app.mount("/page", page.PageFiles())
     return app
@@ -226,7 +228,10 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         http=partial(Connection, transfer_seconds=settings.transfer_seconds),  # type: ignore[arg-type]  # it is only called
-        ws="none",
+        ws=partial(StreamConnection, transfer_seconds=settings.transfer_seconds),  # type: ignore[arg-type]  # likewise
+        ws_max_size=settings.max_image_bytes,
+        # Pictures are compressed already, and poses are small.
+        ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         server_header=False,

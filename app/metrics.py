@@ -74,12 +74,29 @@ class Metrics:
             registry=at,
         )
         self.rejected = Counter(
-            "pose_rejected_total", "Requests refused, by reason.", ["reason"], registry=at
+            "pose_rejected_total",
+            "Requests and frames of streams refused, by reason.",
+            ["reason"],
+            registry=at,
         )
         self.key_requests = Counter(
             "pose_key_requests_total",
-            "Answered requests that brought an API key, by its name in the file of keys.",
+            "Answered requests, and frames of streams, that brought an API key, by its name in the "
+            "file of keys.",
             ["key", "status"],
+            registry=at,
+        )
+        self.streams = Gauge("pose_streams", "Streams that are open.", registry=at)
+        self.stream_frames = Counter(
+            "pose_stream_frames_total",
+            "Frames of streams: answered, refused, or dropped since a newer one came.",
+            ["outcome"],
+            registry=at,
+        )
+        self.stream_delay = Histogram(
+            "pose_stream_delay_seconds",
+            "From a stream's frame being here to its poses being sent.",
+            buckets=DURATION_BUCKETS,
             registry=at,
         )
         self.batch_failures = Counter(
@@ -116,6 +133,8 @@ class Metrics:
         for error in PosemuxError.__subclasses__():
             if error.status != PosemuxError.status:
                 self.rejected.labels(error.type.rpartition("/")[2])
+        for outcome in ("answered", "dropped", "refused"):
+            self.stream_frames.labels(outcome)
         for stage in STAGES:
             self.stage_duration.labels(stage)
         for stage in ("detect", "pose"):

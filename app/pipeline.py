@@ -86,8 +86,13 @@ class Poses:
     """`(P, K, 3)`: x, y in image pixels, score in [0, 1], of the pose model's K joints."""
     timings: dict[str, float]
     """Seconds in each stage of the batch that this image was in."""
+    box_scores: npt.NDArray[np.float32]
+    """`(P,)` the detector's score of each box; 1 for one's own."""
     explanations: tuple[Explanation, ...] | None = None
     """One a person, where asked for: of the crop as it is, not of the mirrored one."""
+    track_ids: npt.NDArray[np.int64] | None = None
+    """`(P,)`, where people are followed from image to image: who is the same one, from 1; 0 for
+    whoever is not followed yet."""
 
 
 class Pipeline:
@@ -322,15 +327,16 @@ class Pipeline:
         counted = np.where(keypoints[..., 2] > threshold, keypoints[..., 2], 0)
         joints = np.maximum((counted > 0).sum(-1), 1).astype(np.float32)
         scores = people.scores * counted.sum(-1) / joints
-        boxes = people.boxes
+        boxes, box_scores = people.boxes, people.scores
         if option.boxes is None and len(boxes):
             kept = distinct_people(
                 boxes, scores, keypoints, model.skeleton, model.input_size, model.padding
             )
             boxes, scores, keypoints = boxes[kept], scores[kept], keypoints[kept]
+            box_scores = box_scores[kept]
             explanations = explanations and [explanations[person] for person in kept]
         told = None if explanations is None else tuple(explanations)
-        return Poses(option.model, boxes, scores, keypoints, seconds, told)
+        return Poses(option.model, boxes, scores, keypoints, seconds, box_scores, told)
 
     def _rows_of(self, chosen: npt.NDArray[np.bool_]) -> Tensor:
         return torch.from_numpy(chosen.nonzero()[0]).to(self._device)

@@ -20,6 +20,8 @@ _CENTRE: Colour = (245, 245, 245)
 _OUTLINE: Colour = (25, 25, 25)
 #: A limb's width for each pixel of the person's size, and what that leads to at most.
 _WIDTH, _WIDEST = 0.018, 16
+#: Joints of lower scores are not shown, if nobody says otherwise.
+MIN_JOINT_SCORE = 0.3
 #: Fractional bits of a coordinate: OpenCV draws at sixteenths of a pixel.
 _SHIFT = 4
 #: Joints lie further out than this only by mistake, and OpenCV would overflow.
@@ -41,8 +43,9 @@ def draw(
     keypoints: npt.NDArray[np.float32],
     boxes: npt.NDArray[np.float32] | None = None,
     scores: npt.NDArray[np.float32] | None = None,
-    min_score: float = 0.3,
+    min_score: float = MIN_JOINT_SCORE,
     skeleton: Skeleton = COCO,
+    track_ids: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Draw people: left limbs blue, right ones orange, what is in the middle white.
 
@@ -53,6 +56,7 @@ def draw(
         scores: `(P,)`, written at the boxes if given.
         min_score: joints of lower scores are not drawn, nor the limbs that end in them.
         skeleton: the K joints and how they are linked.
+        track_ids: `(P,)`, written before the scores if given; 0 is nobody's.
 
     Returns:
         `(H, W, 3)` RGB.
@@ -63,7 +67,11 @@ def draw(
         around = boxes[person] if boxes is not None else _extent(keypoints[person], seen)
         width = max(round(min(_WIDTH * float(np.sqrt(_area(around))), _WIDEST)), 1)
         if boxes is not None:
-            _draw_box(canvas, around, None if scores is None else float(scores[person]), width)
+            named = track_ids is not None and track_ids[person]
+            parts = [f"#{named}"] if named else []
+            if scores is not None:
+                parts.append(f"{scores[person]:.2f}")
+            _draw_box(canvas, around, " ".join(parts), width)
         _draw_skeleton(canvas, skeleton, _fixed(keypoints[person, :, :2]), seen, width)
     return canvas
 
@@ -102,16 +110,16 @@ def _draw_skeleton(
 def _draw_box(
     canvas: npt.NDArray[np.uint8],
     box: npt.NDArray[np.float32],
-    score: float | None,
+    text: str,
     width: int,
 ) -> None:
     first, last = _fixed(box.reshape(2, 2)).tolist()
     line = max(width // 4, 1)
     cv2.rectangle(canvas, first, last, _OUTLINE, line + 2, cv2.LINE_AA, _SHIFT)
     cv2.rectangle(canvas, first, last, _CENTRE, line, cv2.LINE_AA, _SHIFT)
-    if score is None:
+    if not text:
         return
-    text, scale = f"{score:.2f}", min(max(0.08 * width, 0.5), 1.0)
+    scale = min(max(0.08 * width, 0.5), 1.0)
     (text_width, height), _ = cv2.getTextSize(text, _FONT, scale, 1)
     # Within the picture, whose upper edge people often touch.
     x = int(np.clip(box[0] + 3, 2, max(canvas.shape[1] - text_width - 2, 2)))

@@ -26,8 +26,8 @@ Corners = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
 BOXES: TypeAdapter[list[Corners]] = TypeAdapter(Json[list[Corners]])
 
 
-class PoseQuery(BaseModel):
-    """The query parameters of `POST /pose`: those left out are the service's settings."""
+class _Asked(BaseModel):
+    """What requests and streams may both ask for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,14 +39,6 @@ class PoseQuery(BaseModel):
     model: str | None = Field(
         default=None,
         description="The name of a loaded pose model, in place of a representation: see /models.",
-    )
-    # A text to FastAPI, which would take a list for a parameter that is repeated.
-    boxes: str | None = Field(
-        default=None,
-        description="a JSON list of [x1, y1, x2, y2] in pixels of the upright image, x1 < x2 and "
-        "y1 < y2, such as [[10, 20, 110, 320]]. Nobody is looked for: there is one prediction "
-        "for each box, in their order. One image only.",
-        examples=["[[48, 398, 245, 903], [222, 405, 345, 860]]"],
     )
     min_score: float | None = Field(
         default=None,
@@ -61,6 +53,19 @@ class PoseQuery(BaseModel):
         description="a number from 1 up to the service's own limit; of more detected people the "
         "best so many are kept.",
     )
+
+
+class PoseQuery(_Asked):
+    """The query parameters of `POST /pose`: those left out are the service's settings."""
+
+    # A text to FastAPI, which would take a list for a parameter that is repeated.
+    boxes: str | None = Field(
+        default=None,
+        description="a JSON list of [x1, y1, x2, y2] in pixels of the upright image, x1 < x2 and "
+        "y1 < y2, such as [[10, 20, 110, 320]]. Nobody is looked for: there is one prediction "
+        "for each box, in their order. One image only.",
+        examples=["[[48, 398, 245, 903], [222, 405, 345, 860]]"],
+    )
     flip_test: bool = Field(
         default=False,
         description="true or false; true averages with the mirror image: a little better, twice "
@@ -70,6 +75,19 @@ class PoseQuery(BaseModel):
         default=False,
         description="true or false; true tells what the joints were decoded from, of one image "
         f"with up to {MAX_EXPLAINED} people, in JSON.",
+    )
+
+
+class StreamQuery(_Asked):
+    """The query parameters of `WS /stream`: those left out are the service's settings."""
+
+    track: bool = Field(
+        default=False,
+        description="true or false; true follows people from frame to frame: see docs/video.md.",
+    )
+    smooth: bool = Field(
+        default=False,
+        description="true or false; true smooths the joints of people who are followed.",
     )
 
 
@@ -229,7 +247,8 @@ def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str,
 
     Args:
         image_id: the image's.
-        poses: the people in it, with their explanations if there are any.
+        poses: the people in it, with their explanations and track ids if there are any; whoever is
+            not followed yet has none.
         digits: decimals of scores.
     """
     corners = poses.boxes.astype(np.float64)
@@ -244,6 +263,9 @@ def coco_results(image_id: int, poses: Poses, digits: int = 4) -> list[dict[str,
         {"image_id": image_id, "category_id": 1, "bbox": box, "score": score, "keypoints": row}
         for box, score, row in rows
     ]
+    if poses.track_ids is not None:
+        for result, track_id in zip(results, poses.track_ids.tolist(), strict=True):
+            result["track_id"] = track_id or None
     if poses.explanations is not None:
         for result, told in zip(results, poses.explanations, strict=True):
             result["explanation"] = explained(told)

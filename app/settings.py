@@ -114,6 +114,10 @@ class Settings(BaseSettings):
     max_bytes_in_flight: int = Field(default=512 * 2**20, ge=1)
     """Bytes of all requests between coming in and being answered; more are answered 503."""
 
+    max_streams: int = Field(default=16, ge=1)
+    """Streams that are open at the same time, each of which may hold a frame that is still coming
+    in; more are answered 503."""
+
     max_queue: int = Field(default=64, ge=1)
     """Images that wait for the device; more are answered 503."""
 
@@ -131,7 +135,7 @@ class Settings(BaseSettings):
 
     transfer_seconds: float = Field(default=60.0, gt=0)
     """A client that has not sent its body by then is answered 408, and one that then still takes no
-    more of its answer is hung up on."""
+    more of its answer is hung up on, as is a stream without a frame."""
 
     drain_seconds: float = Field(default=20.0, ge=0)
     """How long a service that is told to stop may still work on what it has let in."""

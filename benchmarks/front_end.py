@@ -92,7 +92,7 @@ def json_milliseconds(people: int) -> float:
     random = np.random.default_rng(0)
     boxes, keypoints = random.random((people, 4)), random.random((people, 17, 3))
     scores = np.ones(people, np.float32)
-    poses = Poses("", boxes.astype(np.float32), scores, keypoints.astype(np.float32), {})
+    poses = Poses("", boxes.astype(np.float32), scores, keypoints.astype(np.float32), {}, scores)
     seconds = []
     for _ in range(50):
         begin = time.perf_counter()

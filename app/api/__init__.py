@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import cast
 from weakref import WeakValueDictionary
 
-from fastapi import Request
 from prometheus_client import CollectorRegistry
+from starlette.requests import HTTPConnection
 
 from app.engine import Engine
 from app.keys import KeyFile, Limits
@@ -38,6 +38,8 @@ class Service:
     """Where spans go, if anywhere."""
     uploads: Room
     """For the bytes of all requests, from when they come in until the answer is ready."""
+    streams: Room
+    """For those that are open."""
     _permits: WeakValueDictionary[str, asyncio.Semaphore] = field(
         default_factory=WeakValueDictionary, init=False
     )
@@ -47,20 +49,20 @@ class Service:
         return self._permits.setdefault(client, asyncio.Semaphore(self.settings.decode_threads))
 
 
-def client_of(request: Request) -> str:
+def client_of(connection: HTTPConnection) -> str:
     """Who asks, by key or else by address: what clients share is shared between these."""
-    address = "" if request.client is None else request.client.host
-    return str(request.state.details.get("key", address))
+    address = "" if connection.client is None else connection.client.host
+    return str(connection.state.details.get("key", address))
 
 
-def service_of(request: Request) -> Service:
-    """The service that a request has come to."""
-    return cast(Service, request.app.state.service)
+def service_of(connection: HTTPConnection) -> Service:
+    """The service that a request or a stream has come to."""
+    return cast(Service, connection.app.state.service)
 
 
-async def current_service(request: Request) -> Service:
+async def current_service(connection: HTTPConnection) -> Service:
     """`service_of` as a route's dependency.
 
     FastAPI calls what is not a coroutine function in a thread: two thread switches a request.
     """
-    return service_of(request)
+    return service_of(connection)

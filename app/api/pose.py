@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
-from contextvars import copy_context
-from dataclasses import dataclass
+from contextlib import aclosing, contextmanager
 from functools import partial
 from time import monotonic, perf_counter
-from typing import Annotated, Any, ParamSpec, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +22,16 @@ from starlette.responses import Response
 import models
 from app import images, render
 from app.api import Service, client_of, current_service
+from app.api.estimating import (
+    STAGES,
+    Answered,
+    Upload,
+    estimate,
+    in_thread,
+    milliseconds,
+    most_people,
+    refuse_repeated,
+)
 from app.api.models import choose
 from app.api.problems import responses
 from app.errors import (
@@ -44,24 +52,20 @@ from app.errors import (
     UploadTimeoutError,
 )
 from app.explanations import MAX_EXPLAINED
-from app.pipeline import Options, Poses
+from app.pipeline import Options
 from app.schemas import BOXES, PoseQuery, PoseResponse, coco_results
 from app.settings import Settings
-from app.sharing import Room
 from models import Card
 
 router = APIRouter(tags=["pose"])
 
-P = ParamSpec("P")
 T = TypeVar("T")
-Image = npt.NDArray[np.uint8]
 
 _JSON = "application/json"
 #: The bodies that there are, the one for clients without a preference first.
 _PRODUCED = (_JSON, "image/jpeg", "image/png")
 #: Form fields other than images, which there should be none of: enough to say what is wrong.
 _MAX_FIELDS = 16
-_STAGES = ("queue", "detect", "crop", "pose", "postprocess")
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REQUEST_BODY = {
@@ -124,15 +128,6 @@ _EXAMPLE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """One image with its poses."""
-
-    image: Image
-    poses: Poses
-    decode_seconds: float
-
-
 @router.post(
     "/pose",
     response_class=Response,
@@ -182,13 +177,13 @@ async def estimate_poses(
     With `Accept: image/jpeg` or `image/png` the answer to a single image is that image with the
     skeletons drawn onto it.
     """
-    _refuse_repeated(request)
+    refuse_repeated(request)
     card = choose(service.settings, query.representation, query.model)
     request.state.representation = card.representation
     request.state.details.update(representation=card.representation, model=card.name)
     options = _options(service.settings, query, card)
     media_type = negotiate(",".join(request.headers.getlist("Accept")))
-    with _Upload(service.uploads, client_of(request)) as upload:
+    with Upload(service.uploads, client_of(request)) as upload:
         encoded = await _read_images(request, service.settings, upload)
         _check_single(len(encoded), query, media_type)
         return await _unless_late_or_gone(
@@ -229,15 +224,6 @@ def negotiate(accept: str) -> str:
     return best
 
 
-def _refuse_repeated(request: Request) -> None:
-    names = [name for name, _ in request.query_params.multi_items()]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InvalidParameterError(
-            f"Given more than once: {', '.join(repeated)}. Accepted: each parameter once."
-        )
-
-
 def _check_single(count: int, query: PoseQuery, media_type: str) -> None:
     if query.explain and media_type != _JSON:
         raise InvalidParameterError(f"explain is for an answer in {_JSON}, not in {media_type}.")
@@ -254,32 +240,7 @@ def _check_single(count: int, query: PoseQuery, media_type: str) -> None:
             )
 
 
-class _Upload:
-    """The room that a request's bytes take, for as long as they are kept: a context manager."""
-
-    def __init__(self, room: Room, client: str) -> None:
-        self._room = room
-        self._client = client
-        self._held = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._room.give_back(self._client, self._held)
-
-    def grow(self, count: int) -> None:
-        """Take room for so many more bytes.
-
-        Raises:
-            BusyError: too many are kept already, for all or for this client.
-        """
-        if not self._room.take(self._client, count):
-            raise BusyError(f"Too much at once: {self._room.used} bytes are in flight.")
-        self._held += count
-
-
-async def _read_images(request: Request, settings: Settings, upload: _Upload) -> list[bytes]:
+async def _read_images(request: Request, settings: Settings, upload: Upload) -> list[bytes]:
     """The encoded images of a request's body.
 
     Raises:
@@ -313,7 +274,7 @@ async def _read_images(request: Request, settings: Settings, upload: _Upload) ->
     )
 
 
-async def _read_form(request: Request, settings: Settings, upload: _Upload) -> list[bytes]:
+async def _read_form(request: Request, settings: Settings, upload: Upload) -> list[bytes]:
     async with aclosing(_limited(request, settings.max_request_bytes, upload)) as chunks:
         parser = MultiPartParser(
             request.headers, chunks, max_files=settings.max_images, max_fields=_MAX_FIELDS
@@ -355,7 +316,7 @@ async def _form_images(form: FormData, max_bytes: int) -> list[bytes]:
     return encoded
 
 
-async def _limited(request: Request, most: int, upload: _Upload) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, most: int, upload: Upload) -> AsyncGenerator[bytes, None]:
     """The body as it comes in, up to a limit."""
     declared = request.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared) > most:
@@ -418,7 +379,7 @@ async def _answer(
 ) -> Response:
     """Everything from the encoded images to the response."""
     client = client_of(request)
-    areas = await _in_thread(service, client, _areas, encoded, service.settings.max_image_pixels)
+    areas = await in_thread(service, client, _areas, encoded, service.settings.max_image_pixels)
     most = service.settings.max_pixels_in_flight
     if len(areas) > 1 and sum(areas) > most:
         # Waiting for others to finish would not help.
@@ -438,17 +399,17 @@ async def _answer(
         done = [task.result() for task in tasks]
         timings = {
             "decode": max(image.decode_seconds for image in done),
-            **{stage: max(image.poses.timings[stage] for image in done) for stage in _STAGES},
+            **{stage: max(image.poses.timings[stage] for image in done) for stage in STAGES},
         }
         request.state.details.update(
             images=len(done),
             people=sum(len(image.poses.scores) for image in done),
-            timings_ms=_milliseconds(timings),
+            timings_ms=milliseconds(timings),
         )
         if media_type == _JSON:
             body = _body(request, done, timings)
         else:
-            body = await _in_thread(service, client, _drawing, service, done[0], media_type)
+            body = await in_thread(service, client, _drawing, service, done[0], media_type)
     server_timing = ", ".join(f"{stage};dur={1000 * timings[stage]:.2f}" for stage in timings)
     return Response(body, headers={"Server-Timing": server_timing}, media_type=media_type)
 
@@ -460,17 +421,11 @@ async def _estimate(
     encoded: Sequence[bytes],
     index: int,
     deadline: float,
-) -> _Answered:
-    """Decode one image and have its poses estimated, as soon as a thread and the device can."""
+) -> Answered:
+    """One of the images."""
+    traced = partial(service.tracing.stages, image=index)
     with _naming(index, len(encoded)):
-        image, seconds = await _in_thread(service, client, _decode, service, encoded[index])
-        service.tracing.stages({"decode": seconds}, index)
-        _check_boxes(options.boxes, image)
-        future = service.engine.submit(image, options, client, deadline)
-        # Cancelled together: a job that nobody waits for leaves the queue.
-        poses = await asyncio.wrap_future(future)
-        service.tracing.stages({stage: poses.timings[stage] for stage in _STAGES}, index)
-        return _Answered(image, poses, seconds)
+        return await estimate(service, client, options, encoded[index], deadline, traced)
 
 
 def _options(settings: Settings, query: PoseQuery, card: Card) -> Options:
@@ -483,11 +438,7 @@ def _options(settings: Settings, query: PoseQuery, card: Card) -> Options:
     most, why = settings.max_people, ""
     if query.explain:
         most, why = min(most, MAX_EXPLAINED), " with explain"
-    max_people = query.max_people or most
-    if max_people > most:
-        raise InvalidParameterError(
-            f"max_people={max_people} is too much{why}. Accepted: from 1 to {most}."
-        )
+    max_people = most_people(query.max_people, most, why)
     boxes = None if query.boxes is None else _boxes(query.boxes)
     if boxes is not None and len(boxes) > max_people:
         raise InvalidParameterError(
@@ -520,19 +471,7 @@ def _boxes(text: str) -> npt.NDArray[np.float32]:
     return boxes
 
 
-def _check_boxes(boxes: npt.NDArray[np.float32] | None, image: Image) -> None:
-    if boxes is None:
-        return
-    height, width = image.shape[:2]
-    outside = (boxes[:, :2] >= (width, height)).any(1) | (boxes[:, 2:] <= 0).any(1)
-    for index in np.flatnonzero(outside):
-        raise InvalidParameterError(
-            f"boxes[{index}] is {boxes[index].tolist()}, wholly outside of the image of "
-            f"{width} x {height} pixels. Accepted: boxes that are at least partly inside."
-        )
-
-
-def _body(request: Request, done: Sequence[_Answered], timings: Mapping[str, float]) -> bytes:
+def _body(request: Request, done: Sequence[Answered], timings: Mapping[str, float]) -> bytes:
     total = perf_counter() - request.state.begin
     return orjson.dumps(
         {
@@ -548,33 +487,12 @@ def _body(request: Request, done: Sequence[_Answered], timings: Mapping[str, flo
                 for index, one in enumerate(done)
                 for result in coco_results(index, one.poses)
             ],
-            "timings_ms": _milliseconds({**timings, "total": total}),
+            "timings_ms": milliseconds({**timings, "total": total}),
         }
     )
 
 
-def _milliseconds(timings: Mapping[str, float]) -> dict[str, float]:
-    return {stage: round(1000 * seconds, 2) for stage, seconds in timings.items()}
-
-
 # ------------------------------------------------------------------------------- in other threads
-
-
-async def _in_thread(
-    service: Service, client: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    loop, permits = asyncio.get_running_loop(), service.permits(client)
-
-    def done(_: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits for a permit
-            loop.call_soon_threadsafe(permits.release)
-
-    call = partial(copy_context().run, function, *args, **kwargs)
-    await permits.acquire()
-    future = service.threads.submit(call)
-    # Not before the thread is free, which it is not yet when a client goes.
-    future.add_done_callback(done)
-    return await asyncio.wrap_future(future)
 
 
 def _areas(encoded: Sequence[bytes], max_pixels: int) -> list[int]:
@@ -587,15 +505,7 @@ def _areas(encoded: Sequence[bytes], max_pixels: int) -> list[int]:
     return areas
 
 
-def _decode(service: Service, data: bytes) -> tuple[Image, float]:
-    begin = perf_counter()
-    image = images.decode(data, service.settings.max_image_pixels)
-    seconds = perf_counter() - begin
-    service.metrics.stage_duration.labels("decode").observe(seconds)
-    return image, seconds
-
-
-def _drawing(service: Service, one: _Answered, media_type: str) -> bytes:
+def _drawing(service: Service, one: Answered, media_type: str) -> bytes:
     poses = one.poses
     begin = perf_counter()
     skeleton = models.card(poses.model).architecture.skeleton

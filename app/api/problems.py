@@ -8,14 +8,15 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
+from pydantic.fields import FieldInfo
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 
 from app.api import service_of
 from app.errors import CancelledJobError, InvalidParameterError, PosemuxError
-from app.schemas import PoseQuery, Problem
+from app.schemas import PoseQuery, Problem, StreamQuery
 
 MEDIA_TYPE = "application/problem+json"
 _SCHEMA = "#/components/schemas/Problem"
@@ -25,6 +26,7 @@ def install(app: FastAPI) -> None:
     """Make an application answer every error with a problem, and document what that is."""
     app.add_exception_handler(PosemuxError, _posemux_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(WebSocketRequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(ClientDisconnect, _client_disconnect)
     without = app.openapi
@@ -38,7 +40,7 @@ def install(app: FastAPI) -> None:
 
 
 def problem(
-    request: Request,
+    request: HTTPConnection,
     status: int,
     detail: str,
     *,
@@ -50,17 +52,37 @@ def problem(
 
     `about:blank` is RFC 9457's word for a problem that the status says all about.
     """
-    body = {
-        "type": type,
-        "title": title or HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "request_id": request.state.request_id,
-    }
+    title = title or HTTPStatus(status).phrase
+    body = _body(type, title, status, detail, request)
     return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
 
 
-def internal_error(request: Request) -> Response:
+def described(connection: HTTPConnection, error: PosemuxError) -> dict[str, Any]:
+    """An error as a problem's body."""
+    return _body(error.type, error.title, error.status, error.detail, connection)
+
+
+def _body(
+    type: str, title: str, status: int, detail: str, connection: HTTPConnection
+) -> dict[str, Any]:
+    return {
+        "type": type,
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "request_id": connection.state.request_id,
+    }
+
+
+def count_refusal(connection: HTTPConnection, error: PosemuxError) -> str:
+    """Count what is answered with an error; returns the kind of problem, for the log."""
+    reason = error.type.rpartition("/")[2]
+    if error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
+        service_of(connection).metrics.rejected.labels(reason).inc()
+    return reason
+
+
+def internal_error(request: HTTPConnection) -> Response:
     """What a client sees of an exception that nobody foresaw: nothing but the request's id."""
     detail = "Something went wrong here. The service's log tells more under this request_id."
     return problem(
@@ -101,11 +123,11 @@ def responses(*errors: type[PosemuxError]) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
-async def _posemux_error(request: Request, error: Exception) -> Response:
+async def _posemux_error(request: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, PosemuxError)
-    reason = request.state.details["problem"] = error.type.rpartition("/")[2]
-    if request.url.path == "/pose" and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        service_of(request).metrics.rejected.labels(reason).inc()
+    request.state.details["problem"] = error.type.rpartition("/")[2]
+    if request.url.path in ("/pose", "/stream"):
+        count_refusal(request, error)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="posemux"'
@@ -118,10 +140,12 @@ async def _client_disconnect(request: Request, _: Exception) -> Response:
     return await _posemux_error(request, CancelledJobError("The client closed the request."))
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+async def _validation_error(request: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
+    streams = isinstance(error, WebSocketRequestValidationError)
+    known = (StreamQuery if streams else PoseQuery).model_fields
     # The first few say enough of, say, a thousand malformed boxes.
-    detail = " ".join(_explain(item) for item in error.errors()[:3])
+    detail = " ".join(_explain(item, known) for item in error.errors()[:3])
     return await _posemux_error(request, InvalidParameterError(detail))
 
 
@@ -137,11 +161,10 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     return problem(request, error.status_code, detail, headers=error.headers)
 
 
-def _explain(item: Mapping[str, Any]) -> str:
+def _explain(item: Mapping[str, Any], known: Mapping[str, FieldInfo]) -> str:
     """One of pydantic's complaints as a sentence, followed by what would be accepted."""
     location: Sequence[int | str] = item["loc"][1:]
     name = str(location[0])
-    known = PoseQuery.model_fields
     if item["type"] == "extra_forbidden":
         return f"There is no query parameter {name}; known are {', '.join(sorted(known))}."
     where = "".join(f"[{part}]" for part in location[1:])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import nullcontext
+from http import HTTPStatus
 from time import perf_counter
 from urllib.parse import quote
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from app.api.problems import internal_error
+from app.api.problems import internal_error, problem
 from app.metrics import Metrics
 from app.tracing import Tracing
 
@@ -23,10 +25,18 @@ _logger = logging.getLogger(__name__)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: Asked for every few seconds by machines: of no interest in the log unless something is amiss.
 _POLLED = ("/livez", "/readyz", "/metrics")
+#: The messages that begin an answer; the second one is for a WebSocket that is refused.
+_ANSWERS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
+#: Switching protocols: what a WebSocket that is let in is answered.
+_OPEN = 101
+#: RFC 6455's code for what nobody foresaw.
+_UNEXPECTED = 1011
 
 
 class RequestRecorder:
     """ASGI middleware that names, logs, counts and traces requests, and answers what nobody caught.
+
+    A WebSocket is a request that takes long: it is named and logged, and not traced.
 
     It sets `request.state.request_id` (the client's `X-Request-ID` if that is sane) and
     `request.state.begin` (in `time.perf_counter()`). What answers sets
@@ -39,14 +49,13 @@ class RequestRecorder:
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
-        self._untraced = Tracing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
+        request = HTTPConnection(scope)
         begin = request.state.begin = perf_counter()
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
@@ -57,33 +66,42 @@ class RequestRecorder:
 
         async def send_on(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] == "websocket.close" and status is None:
+                detail = f"There is no stream at {scope['path']}, only at /stream."
+                await problem(request, HTTPStatus.NOT_FOUND, detail)(scope, receive, send_on)
+                return
+            if message["type"] in _ANSWERS:
+                status = message.get("status", _OPEN)
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        polled = request.scope["path"] in _POLLED
-        tracing = self._untraced if polled else self._tracing
-        with bound_contextvars(request_id=request_id), tracing.request(request):
+        traced = scope["type"] == "http" and scope["path"] not in _POLLED
+        tracing = self._tracing.request(Request(scope)) if traced else nullcontext()
+        with bound_contextvars(request_id=request_id), tracing:
             try:
                 await self._app(scope, receive, send_on)
             except Exception:
                 _logger.exception("unhandled error")
+                if status == _OPEN:
+                    await send({"type": "websocket.close", "code": _UNEXPECTED})
+                    return
                 if status is not None:
                     raise  # half an answer is under way: only hanging up is left
                 await internal_error(request)(scope, receive, send_on)
             finally:
-                tracing.answered(request, status or 499)
+                if traced:
+                    self._tracing.answered(Request(scope), status or 499)
                 self._record(request, status or 499, perf_counter() - begin)
 
-    def _record(self, request: Request, status: int, seconds: float) -> None:
+    def _record(self, request: HTTPConnection, status: int, seconds: float) -> None:
         path = request.scope["path"]
+        method = request.scope.get("method", "WS")
         quiet = path in _POLLED and status < 400
         _logger.log(
             logging.DEBUG if quiet else logging.INFO,
             "request",
             extra={
-                "method": request.method,
+                "method": method,
                 "path": quote(path),
                 "status": status,
                 "duration_ms": round(1000 * seconds, 1),
@@ -91,9 +109,9 @@ class RequestRecorder:
             },
         )
         key = request.state.details.get("key")
-        if key is not None:
+        if key is not None and status != _OPEN:
             self._metrics.key_requests.labels(key, str(status)).inc()
-        if request.method == "POST" and path == "/pose":
+        if method == "POST" and path == "/pose":
             representation = request.state.representation
             self._metrics.requests.labels(representation, str(status)).inc()
             self._metrics.request_duration.labels(representation).observe(seconds)

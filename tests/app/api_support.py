@@ -52,7 +52,7 @@ class FakePipeline:
         keypoints = np.tile(np.array([red, green, blue / 255], np.float32), (count, 17, 1))
         scores = np.full(count, blue / 255, np.float32)
         timings = dict.fromkeys(("detect", "crop", "pose", "postprocess", "queue"), 0.001)
-        return Poses(options.model, boxes, scores, keypoints, timings)
+        return Poses(options.model, boxes, scores, keypoints, timings, scores)
 
     def hold(self):
         self.go.clear()

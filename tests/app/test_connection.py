@@ -190,11 +190,12 @@ def test_many_requests_at_once_on_one_connection(connect, running):
     running.works()
 
 
-def test_there_is_nothing_to_upgrade_to(connect, running):
+def test_half_a_handshake_is_refused(connect, running):
     client = connect()
-    head = "GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    head = "GET /stream HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     send(client, head + "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n")
-    assert answer(client)[0] == 200
+    assert answer(client)[0] == 400
+    running.works()
 
 
 # --------------------------------------------------------------------------------------- slowness

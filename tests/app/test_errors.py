@@ -11,7 +11,7 @@ def every_error():
 
 def test_every_error_has_its_own_type_and_title():
     errors = every_error()
-    assert len(errors) == 17
+    assert len(errors) == 18
     for attribute in ("type", "title"):
         values = [getattr(error, attribute) for error in errors]
         assert len(set(values)) == len(errors), attribute
