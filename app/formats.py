@@ -93,6 +93,7 @@ def _coco_annotations(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
             "id": number,
             **result,
             "area": round(result["bbox"][2] * result["bbox"][3], 2),
+            "segmentation": [],
             "iscrowd": 0,
             "num_keypoints": int(seen.sum()),
             "keypoints": joints.ravel().tolist(),

@@ -113,6 +113,7 @@ def to_coco(images: Mapping[str, Poses]) -> dict[str, Any]:
                     "category_id": 1,
                     "bbox": _rounded([*box[:2], *(box[2:] - box[:2])]),
                     "area": round(float(np.prod(box[2:] - box[:2])), 2),
+                    "segmentation": [],
                     "iscrowd": 0,
                     "score": round(float(score), 4),
                     "keypoints": _rounded(joints.ravel()),
