@@ -50,5 +50,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi; \
 	echo "Installing into $(VENV) with $$($$python --version); torch is large, this takes minutes."; \
 	$$python -m venv $(VENV)
-	$(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench,dev,eval,export,otel,train]'
+	$(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench,dev,eval,export,otel,ray,train]'
 	@touch $@

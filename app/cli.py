@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(
             f"posemux: {error.name} is not installed: "
-            "pip install 'posemux[bench,eval,export,train]'",
+            "pip install 'posemux[bench,eval,export,ray,train]'",
             file=sys.stderr,
         )
         return 2
@@ -76,7 +76,21 @@ def _serve(options: argparse.Namespace) -> int:
         if settings.api_keys_file is not None:
             print("# names with API keys:", ", ".join(KeyFile(settings.api_keys_file).names))
         return 0
+    if options.cluster is not None:
+        return _deploy(options, settings)
+    if options.replicas is not None:
+        raise UsageError("--replicas is for --cluster: without it the service is one process")
     return serve(settings)
+
+
+def _deploy(options: argparse.Namespace, settings: Settings) -> int:
+    from app import cluster
+
+    asked = cluster.replicas(options.replicas or "1")
+    with tqdm(desc="starting", bar_format="{desc} {elapsed}", disable=None):
+        cluster.deploy(options.cluster, settings, asked)
+    print("posemux: the cluster serves")
+    return 0
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -383,6 +397,15 @@ def _parser() -> argparse.ArgumentParser:
         "--show-settings",
         action="store_true",
         help="print all settings, as a file of environment variables, and do not serve",
+    )
+    serve.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="serve on this Ray cluster (auto, HOST:PORT or ray://HOST:PORT), or update what it "
+        "serves, and return",
+    )
+    serve.add_argument(
+        "--replicas", metavar="N|MIN-MAX", help="on so many devices of the cluster (1)"
     )
     serve.set_defaults(run=_serve)
 
