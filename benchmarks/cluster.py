@@ -37,7 +37,8 @@ from app.bench.photos import crowd
 from app.bench.report import hardware, versions
 
 ROOT = Path(__file__).parents[1]
-BRIDGE = "posebr"
+#: What is removed is gone only a while later: no two runs share names.
+BRIDGE = f"pose{os.getpid() % 10_000}"
 NET = "10.99.77"
 HEAD = f"{NET}.2"
 PORT = 8000
@@ -72,11 +73,11 @@ class Node:
     """
 
     def __init__(self, name: str, number: int) -> None:
-        self.name = f"pose-{name}"
+        self.name = f"{BRIDGE}-{name}"
         self.address = f"{NET}.{number}"
 
     def __enter__(self) -> Node:
-        inside = f"{self.name}-in"
+        inside = f"{self.name}i"
         ip("netns", "add", self.name)
         ip("link", "add", self.name, "type", "veth", "peer", "name", inside)
         ip("link", "set", self.name, "master", BRIDGE, "up")
@@ -91,6 +92,7 @@ class Node:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        ip("link", "del", self.name)
         ip("netns", "del", self.name)
 
     def start(
