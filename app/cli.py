@@ -13,22 +13,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
 import models
-from app import images, render
 from app.calibrate import calibrate_models, describe
 from app.detector import train_detector
 from app.errors import PosemuxError
 from app.evaluate import Evaluation, UsageError, evaluate_detector, evaluate_poses, table
+from app.formats import WRITERS
 from app.keys import KeyFile
 from app.metrics import Metrics
-from app.pipeline import Options, Pipeline, Poses
+from app.pipeline import Pipeline
+from app.predict import Predict, predict
 from app.quantise import note_ranges
-from app.schemas import coco_results
 from app.settings import Settings, complaints, listed
 from models import catalogue, conversion, downloads, export
 from models.calibration import draw_reliability
@@ -95,55 +94,13 @@ def _deploy(options: argparse.Namespace, settings: Settings) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     settings = Settings()
-    paths = [Path(path) for path in options.images]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise UsageError(f"no such file: {', '.join(missing)}")
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-    for name in _models(options, [models.default(settings.representation)]):
-        pipeline = _pipeline(settings, name)
-        asked = Options(name, min_score=settings.min_score, max_people=settings.max_people)
-        for index, path in enumerate(tqdm(paths, unit="image", disable=None)):
-            image = images.decode(path.read_bytes(), settings.max_image_pixels)
-            [poses] = pipeline([image], [asked])
-            if options.json:
-                body = {
-                    "image": str(path),
-                    "model": name,
-                    "predictions": coco_results(index, poses),
-                }
-                print(json.dumps(body))
-            else:
-                _print_poses(path, poses)
-            if options.out is not None:
-                drawn = options.out / f"{path.stem}.{models.card(name).representation}.jpg"
-                drawn.write_bytes(
-                    render.encode(
-                        render.draw(
-                            image,
-                            poses.keypoints,
-                            poses.boxes,
-                            poses.scores,
-                            skeleton=models.card(name).architecture.skeleton,
-                        ),
-                        "jpeg",
-                    )
-                )
-    return 0
-
-
-def _print_poses(path: Path, poses: Poses) -> None:
-    """Who was found, in a form for people: each one's score and surest joints."""
-    tqdm.write(f"{path}: {len(poses.scores)} people by {poses.model}")
-    names = models.card(poses.model).architecture.joints
-    for number, (score, keypoints) in enumerate(zip(poses.scores, poses.keypoints, strict=True)):
-        best = np.argsort(-keypoints[:, 2])[:4]
-        joints = ", ".join(
-            f"{names[joint]} ({keypoints[joint, 0]:.0f}, {keypoints[joint, 1]:.0f})"
-            for joint in sorted(best)
-        )
-        tqdm.write(f"  person {number}: score {score:.2f}, {joints}, ...")
+    [model] = _models(options, [models.default(settings.representation)])
+    if options.cluster is not None and options.format is None:
+        raise UsageError("--cluster goes with --format: it writes results, and draws nothing")
+    asked = Predict(
+        options.images, model, options.out, options.format, options.json, options.cluster
+    )
+    return predict(asked, settings)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -409,14 +366,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve)
 
-    predict = commands.add_parser("predict", help="find the poses in pictures")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    _choose_model(predict)
-    predict.add_argument("--out", type=Path, metavar="DIR", help="write drawn pictures there")
-    predict.add_argument(
-        "--json", action="store_true", help="a line of COCO results for each image"
+    predicted = commands.add_parser(
+        "predict", help="find the poses in pictures; with --format it goes on where it was killed"
     )
-    predict.set_defaults(run=_predict)
+    predicted.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a file, a folder, or a quoted pattern"
+    )
+    _choose_model(predicted)
+    predicted.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write drawn pictures there, or with --format the results (runs/predict)",
+    )
+    result = predicted.add_mutually_exclusive_group()
+    result.add_argument(
+        "--format", choices=WRITERS, help="write the poses of all pictures as files of this format"
+    )
+    result.add_argument(
+        "--json", action="store_true", help="print a line of COCO results for each picture"
+    )
+    predicted.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="estimate on this Ray cluster, whose nodes see the pictures by the same paths",
+    )
+    predicted.set_defaults(run=_predict)
 
     evaluate = commands.add_parser("evaluate", help="measure poses or boxes on annotated pictures")
     evaluate.add_argument("--annotations", type=Path, required=True, metavar="COCO.json")

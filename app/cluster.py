@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.engine import Engine
+from app.errors import NotReadyError
 from app.main import build_pipeline, create_app
 from app.metrics import Metrics
 from app.pipeline import Pipeline
@@ -43,7 +44,6 @@ _STARTS = 3
 _BESIDE = 4
 #: How long a scrape waits for the replicas.
 _SCRAPE_SECONDS = 5.0
-_POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 5.0
 
 
@@ -96,10 +96,10 @@ class Replica:
         async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
             async with begin(app) as state:
                 # Serve sends requests as soon as the lifespan has begun.
-                while not self._engine.ready:
-                    if self._engine.failure is not None:
-                        raise RuntimeError(self._engine.failure)
-                    await asyncio.sleep(_POLL_SECONDS)
+                try:
+                    await asyncio.to_thread(self._engine.wait_until_ready)
+                except NotReadyError as error:
+                    raise RuntimeError(self._engine.failure) from error
                 yield state
 
         self._app.router.lifespan_context = lifespan
@@ -210,7 +210,7 @@ def bind(settings: Settings, asked: Replicas, **parts: Any) -> serve.Application
     Raises:
         ValueError: the device of the settings is one of a machine's.
     """
-    device, needs = _device(settings)
+    settings, needs = placed(settings)
     limit = _BESIDE * (settings.max_queue + settings.max_batch_images)
     options: dict[str, Any] = {
         "ray_actor_options": needs,
@@ -238,9 +238,8 @@ def bind(settings: Settings, asked: Replicas, **parts: Any) -> serve.Application
             # One batch computes while the next one gathers.
             "target_ongoing_requests": 2 * settings.max_batch_images,
         }
-    changed = {"device": device, "compute_threads": _threads(settings) if device == "cpu" else 0}
     deployment = serve.deployment(serve.ingress()(Replica), name=NAME, **options)
-    return deployment.bind(settings.model_copy(update=changed), **parts)
+    return deployment.bind(settings, **parts)
 
 
 def deploy(address: str, settings: Settings, asked: Replicas) -> None:
@@ -257,11 +256,7 @@ def deploy(address: str, settings: Settings, asked: Replicas) -> None:
         ValueError: see `bind`; or the replicas do not start.
         OSError: there is no cluster.
     """
-    host, colon, port = address.rpartition(":")
-    if colon and "://" not in address:
-        # Where nobody listens Ray tries for 40 seconds, and then ends the process.
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-    ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+    connect(address)
     serve.start("EveryNode", {"host": settings.host, "port": settings.port})
     try:
         serve.run(bind(settings, asked), name=NAME)
@@ -272,21 +267,37 @@ def deploy(address: str, settings: Settings, asked: Replicas) -> None:
         raise ValueError(f"the replicas do not start: {' '.join(reasons) or error}") from error
 
 
-def _device(settings: Settings) -> tuple[str, dict[str, float]]:
-    """Where a replica computes, and what of a node's it needs for that."""
+def connect(address: str) -> None:
+    """Connect to a Ray cluster.
+
+    Raises:
+        OSError: there is none.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and "://" not in address:
+        # Where nobody listens Ray tries for 40 seconds, and then ends the process.
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+
+
+def placed(settings: Settings) -> tuple[Settings, dict[str, float]]:
+    """The settings of one who computes on the cluster, and what of a node's it needs.
+
+    Raises:
+        ValueError: the device of the settings is one of a machine's.
+    """
     if settings.device.startswith("cuda:"):
         raise ValueError(
             f"POSE_DEVICE={settings.device}: which GPU a replica gets is Ray's to say. "
             "Accepted: auto, cpu, cuda"
         )
     if settings.device == "cuda" or (settings.device == "auto" and _has("GPU", 1)):
-        return "cuda", {"num_gpus": 1, "num_cpus": settings.decode_threads}
-    return "cpu", {"num_cpus": _threads(settings)}
-
-
-def _threads(settings: Settings) -> int:
-    """Of a replica on a CPU: what scales is replicas, so one where nothing is said."""
-    return settings.compute_threads or 1
+        needs = {"num_gpus": 1.0, "num_cpus": float(settings.decode_threads)}
+        return settings.model_copy(update={"device": "cuda"}), needs
+    # What scales on CPUs is replicas: one thread where nothing is said.
+    threads = settings.compute_threads or 1
+    changed = {"device": "cpu", "compute_threads": threads}
+    return settings.model_copy(update=changed), {"num_cpus": float(threads)}
 
 
 def _has(resource: str, amount: float) -> bool:

@@ -140,6 +140,16 @@ class Engine:
         """Start the device thread: it builds and warms up the pipeline, then is ready."""
         self._thread.start()
 
+    def wait_until_ready(self) -> None:
+        """Wait until the pipeline is up.
+
+        Raises:
+            NotReadyError: it has failed.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._warm or self._failure is not None)
+            self._check_up()
+
     def check_open(self) -> None:
         """See whether new images are taken.
 
@@ -326,6 +336,7 @@ class Engine:
             self._warm_up_seconds = pipeline.warm_up()
             with self._changed:
                 self._warm = True
+                self._changed.notify_all()
             _logger.info("ready")
             while self._next_batch():
                 self._answer(pipeline)

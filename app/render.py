@@ -20,6 +20,8 @@ _CENTRE: Colour = (245, 245, 245)
 _OUTLINE: Colour = (25, 25, 25)
 #: A limb's width for each pixel of the person's size, and what that leads to at most.
 _WIDTH, _WIDEST = 0.018, 16
+#: Joints of lower scores are not shown, if nobody says otherwise.
+MIN_JOINT_SCORE = 0.3
 #: Fractional bits of a coordinate: OpenCV draws at sixteenths of a pixel.
 _SHIFT = 4
 #: Joints lie further out than this only by mistake, and OpenCV would overflow.
@@ -41,7 +43,7 @@ def draw(
     keypoints: npt.NDArray[np.float32],
     boxes: npt.NDArray[np.float32] | None = None,
     scores: npt.NDArray[np.float32] | None = None,
-    min_score: float = 0.3,
+    min_score: float = MIN_JOINT_SCORE,
     skeleton: Skeleton = COCO,
 ) -> npt.NDArray[np.uint8]:
     """Draw people: left limbs blue, right ones orange, what is in the middle white.

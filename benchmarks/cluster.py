@@ -606,6 +606,66 @@ def traffic(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
+def offline(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
+    """`posemux predict --cluster` on a folder, of which a worker and then the command are killed."""
+    folder = cluster._folder / "photos"
+    folder.mkdir()
+    for number in range(int(40 * seconds)):
+        people = PEOPLE[number % len(PEOPLE)]
+        (folder / f"{number:05}-{people}.jpg").write_bytes(crowd(people)[0])
+    total = len(list(folder.iterdir()))
+    out = cluster._folder / "out"
+    command = [sys.executable, "-m", "app.cli", "predict", str(folder), "--format", "coco"]
+    command += ["--out", str(out), "--cluster", f"{HEAD}:6379", "--model", "simcc-small"]
+    rows = []
+    for victim in ("a worker", "the command", None):
+        begin = time.perf_counter()
+        log = cluster._folder / "predict.log"
+        process = cluster.head.start(*command, log=log)
+        at = lines = _lines(out)
+        while process.poll() is None:
+            time.sleep(0.2)
+            if victim is not None and _lines(out) >= lines + total // 4:
+                at = _lines(out)
+                if victim == "the command":
+                    process.kill()
+                else:
+                    workers = [
+                        found
+                        for node in cluster.nodes.values()
+                        for found in node.processes
+                        if "MapWorker" in " ".join(found.cmdline())
+                    ]
+                    workers[0].kill()
+                    _wait(lambda: _lines(out) > total // 2, "half of the pictures")
+                    process.kill()
+                process.wait()
+        row = {"killed": victim, "exit": process.returncode, "answered_before": lines}
+        row |= {"when_killed": at if victim else None, "answered": _lines(out)}
+        rows.append({**row, "seconds": round(time.perf_counter() - begin, 1)})
+        print(json.dumps(rows[-1]), flush=True)
+    names = Counter(json.loads(line)["name"] for line in _journal(out))
+    results = json.loads(next(out.glob("*.json")).read_text())
+    rows.append(
+        {
+            **{"pictures": total, "in_journal": len(names), "lines": sum(names.values())},
+            "results": len(results) if isinstance(results, list) else len(results["annotations"]),
+            "people": sum(PEOPLE[n % len(PEOPLE)] for n in range(total)),
+            "log": log.read_text()[-600:],
+        }
+    )
+    return rows
+
+
+def _journal(out: Path) -> list[str]:
+    journal = out / "journal.jsonl"
+    return journal.read_text().splitlines()[1:] if journal.exists() else []
+
+
+def _lines(out: Path) -> int:
+    return len(_journal(out))
+
+
 def _described(load: Load) -> dict[str, Any]:
     return {
         "people_per_second": round(load.people_per_second(), 1),
@@ -615,7 +675,10 @@ def _described(load: Load) -> dict[str, Any]:
     }
 
 
-PARTS = {each.__name__: each for each in (scaling, killed, overload, autoscaling, update, traffic)}
+PARTS = {
+    each.__name__: each
+    for each in (scaling, killed, overload, autoscaling, update, traffic, offline)
+}
 
 
 def main() -> int:
