@@ -66,15 +66,20 @@ def estimate_there(
     connect(address)
     settings, needs = placed(settings)
     kind = "GPU" if "num_gpus" in needs else "CPU"
-    devices = int(ray.cluster_resources().get(kind, 0) / needs[f"num_{kind.lower()}s"])
+    devices = int(ray.available_resources().get(kind, 0) / needs[f"num_{kind.lower()}s"])
     parts = ceil(len(paths) / _PART)
     rows = [{"path": path, "file": str(pictures.root / pictures.name(path))} for path in paths]
     ray.data.DataContext.get_current().enable_progress_bars = False
     answered = ray.data.from_items(rows, override_num_blocks=parts).map_batches(
         Worker,
         fn_constructor_args=(pictures.root, model, settings),
-        batch_size=_PART,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(min(devices, parts), 1)),
+        batch_size=None,  # a part is what a process gets, and answers, at a time
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=max(devices, 1),
+            initial_size=max(min(devices, parts), 1),
+            max_tasks_in_flight_per_actor=2,
+        ),
         **needs,
     )
 

@@ -157,12 +157,12 @@ class Cluster:
             ip("addr", "add", f"{NET}.1/24", "dev", BRIDGE)
             ip("link", "set", BRIDGE, "up")
             stack.enter_context(self.head)
+            # The dashboard is ten processes more, which would only be in the way.
             self.ray(
                 self.head,
-                *("--head", "--port=6379", "--num-cpus=0", "--dashboard-host=0.0.0.0"),
+                *("--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false"),
                 f"--temp-dir={self._folder}",
             )
-            _wait(lambda: _answers(f"http://{HEAD}:8265/api/version"), "the head")
             for node in self.nodes.values():
                 stack.enter_context(node)
                 self.ray(node, f"--address={HEAD}:6379", "--num-cpus=1")
@@ -177,8 +177,10 @@ class Cluster:
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
             *(f"--node-ip-address={node.address}", "--object-store-memory=100000000"),
             *arguments,
-            log=self._folder / "nodes.log",
+            log=self._folder / f"{node.name}.log",
         )
+        log = self._folder / f"{node.name}.log"
+        _wait(lambda: "runtime started" in log.read_text(errors="replace"), node.name)
 
     def serve(self, replicas: str, **variables: str) -> float:
         """`posemux serve --cluster`; returns how long it took, in seconds."""
@@ -191,28 +193,27 @@ class Cluster:
         _wait(lambda: _answers(f"{self.url}/readyz"), "the proxy")
         return time.perf_counter() - begin
 
-    def deploy(self, file: Path) -> None:
-        """`serve deploy`."""
-        command = ["serve", "deploy", str(file), "-a", f"http://{HEAD}:8265"]
-        command[0] = str(Path(sys.executable).with_name("serve"))
-        if self.head.start(*command, log=self._folder / "deploy.log").wait(_PATIENCE):
-            raise RuntimeError((self._folder / "deploy.log").read_text()[-2000:])
+    def run(self, file: Path) -> None:
+        """`serve run` of a configuration, which goes on until the cluster ends."""
+        serve = str(Path(sys.executable).with_name("serve"))
+        command = (serve, "run", str(file), "--address", f"{HEAD}:6379")
+        self.head.start(*command, log=self._folder / "run.log")
+        _wait(lambda: _answers(f"{self.url}/readyz"), "the proxy")
 
     @property
-    def status(self) -> dict[str, Any]:
-        """What Serve says of the deployment."""
-        with _open(f"http://{HEAD}:8265/api/serve/applications/") as answer:
-            found: dict[str, Any] = json.load(answer)
-        return found["applications"]["posemux"]["deployments"]["posemux"]
-
-    @property
-    def replicas(self) -> dict[int, str]:
-        """The replicas that run: their process and their node's address."""
+    def replicas(self) -> dict[int, Node]:
+        """The processes of all replicas, and their nodes."""
         return {
-            replica["pid"]: replica["node_ip"]
-            for replica in self.status["replicas"]
-            if replica["state"] == "RUNNING"
+            process.pid: node
+            for node in self.nodes.values()
+            for process in node.processes
+            if "ServeReplica" in " ".join(_command(process))
         }
+
+    @property
+    def ready(self) -> int:
+        """How many replicas take requests."""
+        return sum(value == 1 for value in self.metric("pose_ready").values())
 
     @property
     def cpu_seconds(self) -> Counter[str]:
@@ -220,8 +221,8 @@ class Cluster:
         spent: Counter[str] = Counter()
         for node in (self.head, *self.nodes.values()):
             for process in node.processes:
-                with suppress(psutil.NoSuchProcess, IndexError):
-                    kind = " ".join(process.cmdline()[:1])
+                with suppress(psutil.NoSuchProcess):
+                    kind = " ".join(_command(process)[:1])
                     known = [k for k in ("Proxy", "Controller", "Replica") if k in kind]
                     times = process.cpu_times()
                     spent[known[0].lower() if known else "other"] += times.user + times.system
@@ -238,6 +239,12 @@ class Cluster:
         return dict(found)
 
 
+def _command(process: psutil.Process) -> list[str]:
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return list(process.cmdline())
+    return []
+
+
 def _open(url: str) -> Any:
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10)
 
@@ -252,10 +259,12 @@ def _answers(url: str) -> bool:
 
 def _wait(until: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + _PATIENCE
-    while not until():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited for {what}")
+    while time.monotonic() < end:
+        with suppress(OSError):
+            if until():
+                return
         time.sleep(0.2)
+    raise TimeoutError(f"waited for {what}")
 
 
 @contextmanager
@@ -422,19 +431,21 @@ def photos() -> list[Photo]:
 
 # -------------------------------------------------------------------------------- what is measured
 
+#: What a part has measured, as it goes along.
+Rows = Iterator[dict[str, Any]]
 
-def scaling(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
-    """People a second by the plain service, one replica, two, and one again."""
-    rows = []
+
+def scaling(cluster: Cluster, seconds: float) -> Rows:
+    """People a second by the plain service, by one replica, and by two."""
     sent = photos()
-    for what in ("plain", "1", "2", "plain", "1", "2"):
+    for what in ("plain", "1", "2"):
         if what == "plain":
             with plain(cluster) as url:
                 Load(url, sent).closed(1, 2)
                 load = Load(url, sent).closed(8, seconds)
-                rows.append({"service": "posemux serve", "clients": 8, **_described(load)})
                 alone = Load(url, sent).closed(1, seconds / 2)
-                rows[-1]["p50_alone_ms"] = alone.milliseconds(50)
+                row = {"service": "posemux serve", "clients": 8, **_described(load)}
+                yield {**row, "p50_alone_ms": alone.milliseconds(50)}
         else:
             cluster.serve(what)
             clients = 8 * int(what)
@@ -445,22 +456,18 @@ def scaling(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
             each = {k: round(1000 * s / len(load.good), 2) for k, s in spent.items()}
             row = {"service": f"{what} replicas", "clients": clients, **_described(load)}
             alone = Load(cluster.url, sent).closed(1, seconds / 2)
-            row |= {"cpu_ms_per_image": each, "p50_alone_ms": alone.milliseconds(50)}
-            rows.append(row)
-    return rows
+            yield row | {"cpu_ms_per_image": each, "p50_alone_ms": alone.milliseconds(50)}
 
 
-def killed(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
+def killed(cluster: Cluster, seconds: float) -> Rows:
     """kill -9 of a replica, and of a node, under load."""
-    rows = []
     sent = photos()
     with plain(cluster) as url:
         Load(url, sent).closed(1, 2)
     for what in ("replica", "node"):
         cluster.serve("2")
-        _wait(lambda: len(cluster.replicas) == 2, "two replicas")
-        pid, address = next((pid, at) for pid, at in cluster.replicas.items() if at != HEAD)
-        node = next(n for n in cluster.nodes.values() if n.address == address)
+        _wait(lambda: cluster.ready == 2, "two replicas")
+        pid, node = next(iter(cluster.replicas.items()))
 
         def strike(pid: int = pid, node: Node = node, what: str = what) -> None:
             if what == "replica":
@@ -479,10 +486,8 @@ def killed(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
             "failed_not_in_flight": sum(a.sent > moment + 0.5 for a in failed),
             "last_failure_after_s": max((a.sent + a.seconds - moment for a in failed), default=0),
         }
-        row["replicas"] = len(cluster.replicas)
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
+        row["replicas"] = cluster.ready
+        yield row
 
 
 def _windows(load: Load, moment: float) -> Iterator[float]:
@@ -490,13 +495,13 @@ def _windows(load: Load, moment: float) -> Iterator[float]:
         yield load.people_per_second(end - 1, end)
 
 
-def overload(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
+def overload(cluster: Cluster, seconds: float) -> Rows:
     """Far more than two replicas can do, from strangers who do not wait."""
     sent = photos()
     cluster.serve("2")
     busy = Load(cluster.url, sent).closed(16, 6)
     able = len(busy.good) / busy.seconds
-    rows = [{"load": "closed, 16 clients", **_described(busy)}]
+    yield {"load": "closed, 16 clients", **_described(busy)}
     for times in (3, 6):
         depths: list[float] = []
         load = Load(cluster.url, sent)
@@ -512,11 +517,10 @@ def overload(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
             "refused_by_posemux": sum(a.problem for a in refused),
             "in_flight_after": depths[-1],
         }
-        rows.append(row)
-    return rows
+        yield row
 
 
-def autoscaling(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
+def autoscaling(cluster: Cluster, seconds: float) -> Rows:
     """From one replica to three and back, by the file for `serve deploy` with shorter delays."""
     config = yaml.safe_load((ROOT / "docker/ray-serve.yaml").read_text())
     [application] = config["applications"]
@@ -531,16 +535,14 @@ def autoscaling(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
     config["http_options"] = {"host": "0.0.0.0", "port": PORT}
     file = cluster._folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
-    cluster.deploy(file)
-    _wait(lambda: _answers(f"{cluster.url}/readyz"), "the proxy")
-    _wait(lambda: len(cluster.replicas) == 1, "one replica")
+    cluster.run(file)
     counts: list[tuple[float, int]] = []
     begin = time.perf_counter()
 
     def watch(until: float) -> None:
         while time.perf_counter() - begin < until:
-            counts.append((round(time.perf_counter() - begin, 1), len(cluster.replicas)))
-            time.sleep(0.5)
+            counts.append((round(time.perf_counter() - begin, 1), cluster.ready))
+            time.sleep(1)
 
     load = Load(cluster.url, photos()).closed(32, seconds, {0.0: lambda: watch(seconds)})
     loaded = time.perf_counter() - begin
@@ -551,12 +553,11 @@ def autoscaling(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
         for (_, before), (at, count) in zip([(0, 0), *counts], counts, strict=False)
         if count != before
     ]
-    return [{"load_ends_after_s": round(loaded, 1), "changes": changes, **_described(load)}]
+    yield {"load_ends_after_s": round(loaded, 1), "changes": changes, **_described(load)}
 
 
-def update(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
+def update(cluster: Cluster, seconds: float) -> Rows:
     """Another model in place of the one that is there, under load."""
-    rows = []
     for replicas in ("2", "1"):
         cluster.serve(replicas, POSE_REPRESENTATION="simcc")
         asked = Load(cluster.url, [Photo(photo.body, None) for photo in photos()], "")
@@ -578,16 +579,13 @@ def update(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
             "last_old_after_s": round(max(old) - 5, 1),
             "slowest_ms": asked.milliseconds(100),
         }
-        rows.append(row)
-    return rows
+        yield row
 
 
-def traffic(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
+def traffic(cluster: Cluster, seconds: float) -> Rows:
     """Bytes that an image costs on the network, to the proxy and on to another node."""
     cluster.serve("1")
-    [address] = cluster.replicas.values()
-    node = next(n for n in cluster.nodes.values() if n.address == address)
-    rows = []
+    [node] = cluster.replicas.values()
     for people in PEOPLE:
         photo = Photo(crowd(people)[0])
         Load(cluster.url, [photo]).closed(4, 2)
@@ -596,18 +594,15 @@ def traffic(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
         into, out = (b - a for a, b in zip(before, node.bytes, strict=True))
         arrived = cluster.head.bytes[0] - proxied[0]
         count = len(load.good)
-        rows.append(
-            {
-                **{"people": people, "jpeg_bytes": len(photo.body), **_described(load)},
-                **{"replica_in": into // count, "replica_out": out // count},
-                "head_in": arrived // count,
-            }
-        )
-    return rows
+        yield {
+            **{"people": people, "jpeg_bytes": len(photo.body), **_described(load)},
+            **{"replica_in": into // count, "replica_out": out // count},
+            "head_in": arrived // count,
+        }
 
 
-def offline(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
-    """`posemux predict --cluster` on a folder, of which a worker and then the command are killed."""
+def offline(cluster: Cluster, seconds: float) -> Rows:
+    """`posemux predict --cluster` on a folder; a worker is killed, and then the command."""
     folder = cluster._folder / "photos"
     folder.mkdir()
     for number in range(int(40 * seconds)):
@@ -617,7 +612,6 @@ def offline(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
     out = cluster._folder / "out"
     command = [sys.executable, "-m", "app.cli", "predict", str(folder), "--format", "coco"]
     command += ["--out", str(out), "--cluster", f"{HEAD}:6379", "--model", "simcc-small"]
-    rows = []
     for victim in ("a worker", "the command", None):
         begin = time.perf_counter()
         log = cluster._folder / "predict.log"
@@ -634,7 +628,7 @@ def offline(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
                         found
                         for node in cluster.nodes.values()
                         for found in node.processes
-                        if "MapWorker" in " ".join(found.cmdline())
+                        if "MapWorker" in " ".join(_command(found))
                     ]
                     workers[0].kill()
                     _wait(lambda: _lines(out) > total // 2, "half of the pictures")
@@ -642,19 +636,14 @@ def offline(cluster: Cluster, seconds: float) -> list[dict[str, Any]]:
                 process.wait()
         row = {"killed": victim, "exit": process.returncode, "answered_before": lines}
         row |= {"when_killed": at if victim else None, "answered": _lines(out)}
-        rows.append({**row, "seconds": round(time.perf_counter() - begin, 1)})
-        print(json.dumps(rows[-1]), flush=True)
+        yield {**row, "seconds": round(time.perf_counter() - begin, 1)}
     names = Counter(json.loads(line)["name"] for line in _journal(out))
     results = json.loads(next(out.glob("*.json")).read_text())
-    rows.append(
-        {
-            **{"pictures": total, "in_journal": len(names), "lines": sum(names.values())},
-            "results": len(results) if isinstance(results, list) else len(results["annotations"]),
-            "people": sum(PEOPLE[n % len(PEOPLE)] for n in range(total)),
-            "log": log.read_text()[-600:],
-        }
-    )
-    return rows
+    yield {
+        **{"pictures": total, "in_journal": len(names), "lines": sum(names.values())},
+        "results": len(results) if isinstance(results, list) else len(results["annotations"]),
+        "people": sum(PEOPLE[n % len(PEOPLE)] for n in range(total)),
+    }
 
 
 def _journal(out: Path) -> list[str]:
@@ -687,16 +676,21 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="each load's (20)")
     parser.add_argument("--out", type=Path, default=Path("runs/cluster"))
     options = parser.parse_args()
+    # Told to stop, it removes the namespaces all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if os.geteuid():
         parser.error("network namespaces take root")
     options.out.mkdir(parents=True, exist_ok=True)
     # Short: the paths of Ray's sockets may have 107 characters.
     with Cluster(Path(mkdtemp(prefix="pr"))) as cluster:
         for part in options.parts:
-            rows = PARTS[part](cluster, options.seconds)
-            told = {"hardware": hardware(), "versions": versions(), "rows": rows}
-            (options.out / f"{part}.json").write_text(json.dumps(told, indent=1) + "\n")
-            print(f"## {part}", *map(json.dumps, rows), sep="\n", flush=True)
+            print(f"## {part}", flush=True)
+            rows = []
+            for row in PARTS[part](cluster, options.seconds):
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+                told = {"hardware": hardware(), "versions": versions(), "rows": rows}
+                (options.out / f"{part}.json").write_text(json.dumps(told, indent=1) + "\n")
     return 0
 
 
