@@ -39,7 +39,7 @@ from app.bench.report import hardware, versions
 ROOT = Path(__file__).parents[1]
 #: What is removed is gone only a while later: no two runs share names.
 BRIDGE = f"pose{os.getpid() % 10_000}"
-NET = "10.99.77"
+NET = f"10.{os.getpid() % 256}.77"
 HEAD = f"{NET}.2"
 PORT = 8000
 #: Nodes that compute, with one CPU each.

@@ -3,6 +3,7 @@
 import ast
 import json
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,8 @@ from ray import serve
 from app import cluster
 
 ROOT = Path(__file__).parents[2]
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACED = find_spec("opentelemetry.exporter") is not None
 
 
 def test_the_plain_service_does_not_import_ray():
@@ -119,7 +122,8 @@ def cluster_of_two(tmp_path_factory):
     )
     try:
         serve.start("EveryNode", {"host": "127.0.0.1", "port": port})
-        settings = Settings(log_format="json", max_queue=16)
+        # Where nobody collects them spans are lost, and the log names their trace all the same.
+        settings = Settings(log_format="json", max_queue=16, traces=TRACED)
         application = cluster.bind(
             settings, cluster.Replicas(2, 2), build=lambda *_: FakePipeline()
         )
@@ -134,6 +138,7 @@ def cluster_of_two(tmp_path_factory):
 def test_replicas_answer_and_tell_who_they_are(cluster_of_two):
     client, folder = cluster_of_two
     headers = {"Content-Type": "image/png", "X-Request-ID": "mine"}
+    headers["traceparent"] = f"00-{TRACE}-b7ad6b7169203331-01"
     for red in range(1, 9):
         answer = client.post("/pose", content=png(red, 8, 9), headers=headers)
         assert answer.status_code == 200
@@ -161,4 +166,5 @@ def test_replicas_answer_and_tell_who_they_are(cluster_of_two):
     assert len(asked) == 9
     assert {line["request_id"] for line in asked} == {"mine"}
     assert {line["replica"] for line in asked} <= replicas
+    assert {line.get("trace_id") for line in asked} == ({TRACE} if TRACED else {None})
     assert {line["node"] for line in asked} == {ray.util.get_node_ip_address()}
