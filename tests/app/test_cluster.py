@@ -2,8 +2,9 @@
 
 import ast
 import json
+import os
 import subprocess
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
 import httpx
@@ -16,18 +17,15 @@ from app import cli
 from app.bench.processes import free_port
 from app.metrics import Metrics
 from app.settings import Settings
-from tests.app.api_support import FakePipeline, png
+from tests.app.api_support import png
 
 pytest.importorskip("ray.serve", reason="Ray is in the extra `ray`")
 
-import ray
-from ray import serve
-
 from app import cluster
+from tests.cluster_of_two import TRACED
 
 ROOT = Path(__file__).parents[2]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-TRACED = find_spec("opentelemetry.exporter") is not None
 
 
 def test_the_plain_service_does_not_import_ray():
@@ -106,37 +104,30 @@ def test_the_example_for_a_canary_is_a_valid_configuration():
     subprocess.run([haproxy, "-c", "-f", example], check=True, capture_output=True)
 
 
-@pytest.fixture(scope="module")
-def cluster_of_two(tmp_path_factory):
-    """A Ray cluster with two replicas of the service: its address, and the replicas' logs."""
+@pytest.fixture
+def two_replicas(tmp_path_factory):
+    """The service on a Ray cluster: a client, and the folder of Ray's logs."""
     # Ray's sockets live here: their paths may have 107 characters.
     folder = tmp_path_factory.mktemp("r")
     port = free_port()
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 * 2**20,
-        _temp_dir=str(folder),
-        log_to_driver=False,
-    )
-    try:
-        serve.start("EveryNode", {"host": "127.0.0.1", "port": port})
-        # Where nobody collects them spans are lost, and the log names their trace all the same.
-        settings = Settings(log_format="json", max_queue=16, traces=TRACED)
-        application = cluster.bind(
-            settings, cluster.Replicas(2, 2), build=lambda *_: FakePipeline()
-        )
-        serve.run(application, name=cluster.NAME)
+    # Neither statistics for Ray's authors nor a token in the home of whoever tests.
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-m", "tests.cluster_of_two", str(port), str(folder)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log, **pipes)
+    with process:
+        if process.stdout.readline() != b"ready\n":
+            told = (folder / "log").read_text()
+            if "timed out during startup" in told:
+                pytest.skip("Ray gives a node 30 seconds to start, which this machine took longer")
+            pytest.fail(told)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             yield client, folder
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
-def test_replicas_answer_and_tell_who_they_are(cluster_of_two):
-    client, folder = cluster_of_two
+def test_replicas_answer_and_tell_who_they_are(two_replicas):
+    client, folder = two_replicas
     headers = {"Content-Type": "image/png", "X-Request-ID": "mine"}
     headers["traceparent"] = f"00-{TRACE}-b7ad6b7169203331-01"
     for red in range(1, 9):
@@ -167,4 +158,4 @@ def test_replicas_answer_and_tell_who_they_are(cluster_of_two):
     assert {line["request_id"] for line in asked} == {"mine"}
     assert {line["replica"] for line in asked} <= replicas
     assert {line.get("trace_id") for line in asked} == ({TRACE} if TRACED else {None})
-    assert {line["node"] for line in asked} == {ray.util.get_node_ip_address()}
+    assert len({line["node"] for line in asked}) == 1
