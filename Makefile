@@ -53,5 +53,5 @@ $(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
 	fi; \
 	echo "Installing into $(VENV) with $$($$python --version); torch is large, this takes minutes."; \
 	$$python -m venv $(VENV)
-	$(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench,dev,docs,eval,export,otel,train,video]' --editable ./client
+	$(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench,dev,docs,eval,export,otel,ray,train,video]' --editable ./client
 	@touch $@

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(
             f"posemux: {error.name} is not installed: "
-            "pip install 'posemux[bench,eval,export,train,video]'",
+            "pip install 'posemux[bench,eval,export,ray,train,video]'",
             file=sys.stderr,
         )
         return 2
@@ -83,7 +83,21 @@ def _serve(options: argparse.Namespace) -> int:
         if settings.api_keys_file is not None:
             print("# names with API keys:", ", ".join(KeyFile(settings.api_keys_file).names))
         return 0
+    if options.cluster is not None:
+        return _deploy(options, settings)
+    if options.replicas is not None:
+        raise UsageError("--replicas is for --cluster: without it the service is one process")
     return serve(settings)
+
+
+def _deploy(options: argparse.Namespace, settings: Settings) -> int:
+    from app import cluster
+
+    asked = cluster.replicas(options.replicas or "1")
+    with tqdm(desc="starting", bar_format="{desc} {elapsed}", disable=None):
+        cluster.deploy(options.cluster, settings, asked)
+    print("posemux: the cluster serves")
+    return 0
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -99,7 +113,10 @@ def _predict(options: argparse.Namespace) -> int:
     if options.smooth or options.json not in (None, "-"):
         raise UsageError("--smooth and --json FILE are for a video")
     [model] = _models(options, [models.default(settings.representation)])
-    asked = Predict(options.images, model, options.out, options.format, options.json is not None)
+    if options.cluster is not None and options.format is None:
+        raise UsageError("--cluster goes with --format: it writes results, and draws nothing")
+    as_json = options.json is not None
+    asked = Predict(options.images, model, options.out, options.format, as_json, options.cluster)
     return predict(asked, settings)
 
 
@@ -384,6 +401,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print all settings, as a file of environment variables, and do not serve",
     )
+    serve.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="serve on this Ray cluster (auto, HOST:PORT or ray://HOST:PORT), or update what it "
+        "serves, and return",
+    )
+    serve.add_argument(
+        "--replicas", metavar="N|MIN-MAX", help="on so many devices of the cluster (1)"
+    )
     serve.set_defaults(run=_serve)
 
     predicted = commands.add_parser(
@@ -419,6 +445,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     predicted.add_argument(
         "--smooth", action="store_true", help="smooth the joints of people in a video over time"
+    )
+    predicted.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="estimate on this Ray cluster, whose nodes see the pictures by the same paths",
     )
     predicted.set_defaults(run=_predict)
 

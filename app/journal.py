@@ -99,7 +99,7 @@ class Journal:
         """The pictures whose people are known, in the order of their names."""
         for name in sorted(self._known):
             self._file.seek(self._known[name][0])
-            yield _parse(self._file.readline())
+            yield parse(self._file.readline())
 
     def _read(self, folder: Path, asked: dict[str, Any]) -> None:
         self._file.seek(0)
@@ -116,7 +116,7 @@ class Journal:
         for line in self._file:
             # Whatever ended a process, or the machine, may have cut a line short.
             with suppress(ValueError, TypeError):
-                self._note(_parse(line), offset)
+                self._note(parse(line), offset)
             offset += len(line)
         if not self._known:
             self._begin(asked)
@@ -156,7 +156,8 @@ def stamp(path: str) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def _parse(line: bytes) -> Entry:
+def parse(line: str | bytes) -> Entry:
+    """An entry of its line of JSON."""
     told = json.loads(line)
     told["stamp"] = told["stamp"] and tuple(told["stamp"])
     return Entry(**told)

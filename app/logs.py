@@ -21,15 +21,16 @@ Format = Literal["console", "json"]
 _OWN = ("app", "models", "uvicorn")
 
 
-def configure(form: Format, level: str) -> None:
+def configure(form: Format, level: str, **where: str) -> None:
     """Send everything that is logged in this process, Python's warnings too, in one format.
 
     Args:
         form: `console` or `json`.
         level: what is less important is left out: debug, info, warning or error.
+        where: what each line says of the process, where there are several.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter(form, colors=sys.stderr.isatty()))
+    handler.setFormatter(formatter(form, colors=sys.stderr.isatty(), **where))
     handler.addFilter(is_shown)
     logging.basicConfig(handlers=[handler], level=level.upper())
     logging.captureWarnings(True)
@@ -40,13 +41,18 @@ def is_shown(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OWN
 
 
-def formatter(form: Format, colors: bool = False) -> logging.Formatter:
+def formatter(form: Format, colors: bool = False, **where: str) -> logging.Formatter:
     """What makes lines of log records.
 
     Args:
         form: `console` or `json`.
         colors: whether the console takes them.
+        where: see `configure`.
     """
+
+    def placed(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+        return {**line, **where}
+
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_logger_name,
@@ -59,6 +65,7 @@ def formatter(form: Format, colors: bool = False) -> logging.Formatter:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             _without_doubles,
+            placed,
             *(_console(colors) if form == "console" else [structlog.processors.JSONRenderer()]),
         ],
     )
@@ -69,8 +76,8 @@ def _console(colors: bool) -> list[Processor]:
 
 
 def _without_doubles(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
-    """Leave out what uvicorn, and other formatters before this one, add to a record."""
-    for name in ("color_message", "message", "asctime"):
+    """Leave out what uvicorn, Ray, and other formatters before this one, add to a record."""
+    for name in ("color_message", "message", "asctime", "_ray_timestamp_ns"):
         line.pop(name, None)
     return line
 

@@ -66,6 +66,8 @@ class Predict:
     """One of `formats.WRITERS`, to be written in the end; without it pictures are drawn."""
     json: bool = False
     """Whether COCO results are printed, a line of JSON for each picture."""
+    cluster: str | None = None
+    """The address of the Ray cluster that estimates; this process without it."""
 
 
 @dataclass(slots=True)
@@ -142,6 +144,10 @@ def predict(asked: Predict, settings: Settings) -> int:
         out = asked.out or DEFAULT_OUT
         pictures = find(asked.inputs, out)
         estimate = partial(estimate_here, pictures, asked.model, settings)
+        if asked.cluster is not None:
+            from app.cluster_predict import estimate_there
+
+            estimate = partial(estimate_there, asked.cluster, pictures, asked.model, settings)
         question = question_of(asked.model, settings)
         summary = write_results(pictures, question, asked.format, out, skeleton, estimate)
     else:
@@ -264,8 +270,6 @@ def estimate_here(
 ) -> Answers:
     """Estimate poses with the service's own pipeline.
 
-    No more pictures are held at once than two batches, and of large ones fewer.
-
     Args:
         pictures: what `paths` are some of.
         model: the pose model's name.
@@ -277,53 +281,84 @@ def estimate_here(
         InferenceError: the device has failed: the pictures are not at fault.
         ValueError: the device or the runtime is not there, or weights are missing or damaged.
     """
-    only = settings.model_copy(update={"models": (model,)})
-    pipeline = build_pipeline(only, Metrics())
-    most = 2 * settings.max_batch_images + settings.decode_threads
-    engine = Engine(
-        lambda: pipeline,
-        max_queue=most,
-        max_pixels_in_flight=settings.max_pixels_in_flight,
-        max_batch_images=settings.max_batch_images,
-        max_batch_people=settings.max_batch_people,
-        heartbeat_seconds=settings.heartbeat_seconds,
-        metrics=Metrics(),
-    )
-    engine.start()
-    engine.wait_until_ready()
-    way = _Way(engine, model, settings)
-    return _answers(way, engine, most, pictures, paths, drawings or {})
+    estimator = Estimator(pictures, model, settings, drawings)
+
+    def answers() -> Answers:
+        with closing(estimator):
+            yield from estimator(paths)
+
+    return answers()
 
 
-def _answers(
-    way: _Way,
-    engine: Engine,
-    most: int,
-    pictures: Pictures,
-    paths: Sequence[str],
-    drawings: Mapping[str, Path],
-) -> Answers:
-    # Each picture has a thread of its own: what is scarce, they wait for.
-    threads = ThreadPoolExecutor(most)
-    try:
+class Estimator:
+    """The service's own pipeline, for the pictures of one command: to be closed in the end.
+
+    No more pictures are held at once than two batches, and of large ones fewer.
+
+    Args:
+        pictures: what the paths are some of.
+        model: the pose model's name.
+        settings: the pipeline's.
+        drawings: where those are written that are to be drawn, by their paths.
+
+    Raises:
+        InferenceError: the device has failed.
+        ValueError: the device or the runtime is not there, or weights are missing or damaged.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        model: str,
+        settings: Settings,
+        drawings: Mapping[str, Path] | None = None,
+    ) -> None:
+        self._pictures = pictures
+        self._drawings = drawings or {}
+        pipeline = build_pipeline(settings.model_copy(update={"models": (model,)}), Metrics())
+        self._most = 2 * settings.max_batch_images + settings.decode_threads
+        self._engine = Engine(
+            lambda: pipeline,
+            max_queue=self._most,
+            max_pixels_in_flight=settings.max_pixels_in_flight,
+            max_batch_images=settings.max_batch_images,
+            max_batch_people=settings.max_batch_people,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            metrics=Metrics(),
+        )
+        self._engine.start()
+        self._engine.wait_until_ready()
+        self._way = _Way(self._engine, model, settings)
+        # Each picture has a thread of its own: what is scarce, they wait for.
+        self._threads = ThreadPoolExecutor(self._most)
+
+    def __call__(self, paths: Sequence[str]) -> Answers:
+        """Answer some pictures, in their order.
+
+        Raises:
+            InferenceError: the device has failed: the pictures are not at fault.
+        """
         waiting = iter(paths)
 
         def started() -> Iterator[tuple[str, Any]]:
             for path in waiting:
-                yield path, threads.submit(way, path, pictures.name(path), drawings.get(path))
+                name, drawing = self._pictures.name(path), self._drawings.get(path)
+                yield path, self._threads.submit(self._way, path, name, drawing)
 
         starting = started()
-        under_way = deque(islice(starting, most))
+        under_way = deque(islice(starting, self._most))
         while under_way:
             path, future = under_way.popleft()
             entry = future.result()
-            if engine.failure is not None:
-                raise InferenceError(f"the device has failed: {engine.failure}")
+            if self._engine.failure is not None:
+                raise InferenceError(f"the device has failed: {self._engine.failure}")
             yield path, entry
             under_way.extend(islice(starting, 1))
-    finally:
-        engine.drain(0)
-        threads.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """Stop, and forget the pictures that are under way."""
+        self._engine.drain(0)
+        self._threads.shutdown(cancel_futures=True)
 
 
 class _Way:

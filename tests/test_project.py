@@ -84,7 +84,7 @@ def test_readme_names_every_option_of_serve(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         cli.main(["serve", "--help"])
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
-    [line] = re.findall(r"^posemux serve .*", README, re.MULTILINE)
+    [line] = re.findall(r"^posemux serve \[.*", README, re.MULTILINE)
     assert set(re.findall(r"--[a-z-]+", line)) == options
 
 

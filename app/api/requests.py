@@ -75,7 +75,7 @@ class RequestRecorder:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        traced = scope["type"] == "http" and scope["path"] not in _POLLED
+        traced = scope["type"] == "http" and _route(request) not in _POLLED
         tracing = self._tracing.request(Request(scope)) if traced else nullcontext()
         with bound_contextvars(request_id=request_id), tracing:
             try:
@@ -94,7 +94,7 @@ class RequestRecorder:
                 self._record(request, status or 499, perf_counter() - begin)
 
     def _record(self, request: HTTPConnection, status: int, seconds: float) -> None:
-        path = request.scope["path"]
+        path = _route(request)
         method = request.scope.get("method", "WS")
         quiet = path in _POLLED and status < 400
         _logger.log(
@@ -115,3 +115,9 @@ class RequestRecorder:
             representation = request.state.representation
             self._metrics.requests.labels(representation, str(status)).inc()
             self._metrics.request_duration.labels(representation).observe(seconds)
+
+
+def _route(request: HTTPConnection) -> str:
+    """The path in this service, wherever below an address it is mounted."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
