@@ -127,6 +127,8 @@ def _predict_video(options: argparse.Namespace, settings: Settings) -> int:
         raise UsageError("a video is predicted alone, and its --json FILE ends in .json")
     if options.format is not None:
         raise UsageError("--format is for pictures: a video's results are --json FILE.json")
+    if options.cluster is not None:
+        raise UsageError("--cluster is for pictures: a video is predicted on this machine")
     path = Path(options.images[0])
     [name] = _models(options, [models.default(settings.representation)])
     out = options.out

@@ -175,6 +175,7 @@ def test_a_folder_gets_a_video_of_its_own_name(clip, tmp_path, monkeypatch):
         ([], "there is nothing to predict"),
         (["empty.mp4"], "empty.mp4: cannot be read as a video"),
         ([str(BUS), "--smooth"], "--smooth and --json FILE are for a video"),
+        (["no.mp4", "--cluster", "auto"], "a video is predicted on this machine"),
     ],
 )
 def test_what_cannot_be_is_one_line(clip, arguments, words, monkeypatch, capsys):
