@@ -105,15 +105,17 @@ class OpenVinoRunner:
 
     def __call__(self, crops: Tensor) -> Any:
         """Run the network: see `Runner`."""
-        waiting = deque(crops.permute(0, 2, 3, 1).contiguous().split(self._at_once))
+        pixels = crops.permute(0, 2, 3, 1).contiguous().numpy()
+        starts = range(0, len(pixels), self._at_once)
+        waiting = deque(pixels[start : start + self._at_once] for start in starts)
         found: list[tuple[Tensor, ...]] = []
         while self._beside and len(waiting) >= len(self._beside):
             for request in self._beside:
-                request.start_async({0: waiting.popleft().numpy()}, share_inputs=True)
+                request.start_async({0: waiting.popleft()}, share_inputs=True)
             found += [self._outputs_of(request) for request in self._beside]
         # Too few for all threads side by side: all threads together.
         for part in waiting:
-            self._together.start_async({0: part.numpy()}, share_inputs=True)
+            self._together.start_async({0: part}, share_inputs=True)
             found.append(self._outputs_of(self._together))
         outputs = found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
         return outputs if self._several else outputs[0]

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 _KNOWN_TO_NUMPY = (torch.float32, torch.float64)
+#: Sums of powers from here to its inverse are far from the ends of float32, and so are their terms
+#: that count. A softmax keeps them in the middle by subtracting the largest logit first.
+_LEAST = 1e-30
 
 
 def first_peak(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,15 +39,18 @@ def softmax_peak(logits: Tensor) -> tuple[Tensor, Tensor]:
         Probabilities `(...)` and indices `(...)` int64. Where a logit is not a number, neither is
         the probability.
     """
-    if not (logits.is_cpu and logits.dtype == torch.float32) or logits.requires_grad:
-        return first_peak(logits.softmax(-1))
-    if torch.compiler.is_exporting():
-        return first_peak(logits.softmax(-1))
-    # Only the peak's probability is wanted, which is one by the sum of all powers: nothing is
-    # divided, and OpenCV's exponential takes a fifth of the time of torch's.
-    rows = logits.reshape(-1, logits.shape[-1])
-    powers = rows - rows.amax(-1, keepdim=True)
-    cv2.exp(powers.numpy(), powers.numpy())
-    index = torch.from_numpy(powers.numpy().argmax(-1))
-    peaks = powers.sum(-1).reciprocal_()
-    return peaks.view(logits.shape[:-1]), index.view(logits.shape[:-1])
+    if (
+        logits.is_cpu
+        and logits.dtype == torch.float32
+        and logits.numel()
+        and not (logits.requires_grad or torch.compiler.is_exporting())
+    ):
+        # Of all that a softmax divides only the largest is wanted, and OpenCV's exponential takes a
+        # fifth of the time of torch's.
+        rows = logits.reshape(-1, logits.shape[-1])
+        powers = torch.from_numpy(cv2.exp(rows.numpy()))
+        sums = powers.sum(-1)
+        if sums.min() > _LEAST and sums.max() < 1 / _LEAST:
+            largest, index = first_peak(powers)
+            return (largest / sums).view(logits.shape[:-1]), index.view(logits.shape[:-1])
+    return first_peak(logits.softmax(-1))

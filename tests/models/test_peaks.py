@@ -51,6 +51,10 @@ def test_the_peak_of_a_softmax_is_torchs(dtype, spread):
     assert torch.equal(logits, before)
 
 
+def test_nobody_has_no_peak():
+    assert [part.shape for part in softmax_peak(torch.empty(0, 17, 40))] == [(0, 17), (0, 17)]
+
+
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 def test_a_softmax_of_what_is_no_number_has_no_peak(number):
     logits = torch.zeros(2, 40)
