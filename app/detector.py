@@ -164,7 +164,7 @@ class YoloDetector:
             boxes.append(box)
             scores.append(score)
             # No threshold lets NaN pass: it would look as if there were nobody.
-            finite += [part.isfinite().all() for part in raw]
+            finite += [part.sum(dtype=torch.float32).isfinite() for part in raw]
         return self._select(
             letterboxes,
             torch.cat(owners),

@@ -19,7 +19,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from models.peaks import first_peak
+from models.peaks import softmax_peak
 
 Smoothing = Literal["gaussian", "laplace", "equal", "none", "ordinal"]
 Score = Literal["min", "max"]
@@ -158,7 +158,7 @@ def decode(x_logits: Tensor, y_logits: Tensor, k: float, score: Score = "min") -
     """
     # The bin is chosen after the softmax, as the released code does: of two logits that the softmax
     # rounds to the same probability, the first wins.
-    (x_peak, x), (y_peak, y) = (first_peak(logits.softmax(-1)) for logits in (x_logits, y_logits))
+    (x_peak, x), (y_peak, y) = (softmax_peak(logits) for logits in (x_logits, y_logits))
     combine = torch.minimum if score == "min" else torch.maximum
     coordinates = torch.stack((x, y), -1).to(x_logits.dtype) / k
     return torch.cat((coordinates, combine(x_peak, y_peak)[..., None]), -1)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import orjson
+
+# Ray reads these while it is imported. Its agents import a lot, and on two cores miss the few
+# seconds that a node gives them to report.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 import ray
 from ray import serve
 from starlette.requests import Request
@@ -34,6 +40,12 @@ class Poses:
 
 
 if __name__ == "__main__":
-    ray.init(include_dashboard=False, object_store_memory=256 * 2**20, configure_logging=False)
+    # One of its own, whatever other Ray there is on the machine.
+    ray.init(
+        "local",
+        include_dashboard=False,
+        object_store_memory=256 * 2**20,
+        configure_logging=False,
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
     serve.run(Poses.bind(), route_prefix="/", blocking=True)

@@ -106,6 +106,17 @@ def test_sizes_may_differ_where_they_are_said_to() -> None:
         OpenVinoRunner(Pooled(), example((4, 6)), False, 1)(example((8, 2)))
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_crops_side_by_side_keep_their_order(threads: int) -> None:
+    runner = OpenVinoRunner(Pooled(), example((4, 6)), True, threads)
+    crops = example((4, 6), 8)
+    first = runner(crops[:1])
+    for count in range(1, 9):
+        torch.testing.assert_close(runner(crops[:count]), Pooled()(crops[:count]))
+    # What was answered before is not written over.
+    torch.testing.assert_close(first, Pooled()(crops[:1]))
+
+
 class Counted(nn.Module):
     """Takes the batch's size for a number that never changes."""
 
