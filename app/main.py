@@ -119,8 +119,10 @@ def build_pipeline(
     runners = {}
     for name, model in pose_models.items():
         path = weights or catalogue.path_of(model.card, settings.weights_dir)
+        # Only where it is asked for: their answers are otherwise the same in every runtime.
+        ranges = read_ranges(path) if settings.precision == "int8" else None
         example = torch.zeros(2, 3, *reversed(model.input_size))
-        runners[name] = runtime(name, model.network, example, ranges=read_ranges(path))
+        runners[name] = runtime(name, model.network, example, ranges=ranges)
     if not runtime.torch_computes:
         # What is left to PyTorch is small, and its threads, which wait at full speed for a while
         # after everything they did, would take the processor that OpenVINO computes on.

@@ -400,7 +400,7 @@ def test_an_exported_model_answers_as_the_service_does(
     assert "ONNX Runtime and torch differ by at most" in told
     assert list(tmp_path.iterdir()) == [out]
 
-    pipeline = cli._pipeline(Settings(device="cpu", precision="float32"), name)
+    pipeline = cli._pipeline(Settings(device="cpu"), name)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     man, across = [52.0, 396, 246, 902], [-40.0, 700, 300, 1200]
     edges = [[700.0, 300, 900, 900], [-30, -50, 60, 90], [0, 0, 810, 1080], [790, 1060, 809, 1079]]

@@ -87,22 +87,6 @@ def test_the_detector_is_in_int8_where_the_cpu_has_instructions(vnni, photos):
     assert np.array_equal(*scores) != vnni
 
 
-def test_so_are_the_pose_networks(vnni, photos):
-    box = np.array([[52, 396, 246, 902], [222, 400, 345, 866]], np.float32)
-    options = Options("dark-small", boxes=box)
-    asked = {"models": ("dark-small",), "representation": "dark"}
-    found, exact = (
-        build_pipeline(Settings(**asked, precision=precision), Metrics())(photos[:1], [options])
-        for precision in ("auto", "float32")
-    )
-    found, exact = found[0].keypoints, exact[0].keypoints
-    # Most joints stay where they are, and what is told of them: no more than that.
-    apart = np.abs(found - exact)
-    assert np.median(apart[..., :2]) < 0.5
-    assert np.median(apart[..., 2]) < 0.01
-    assert np.array_equal(found, exact) != vnni
-
-
 EXAMPLE = torch.zeros(2, 3, 4, 4)
 
 
