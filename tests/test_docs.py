@@ -103,7 +103,7 @@ def test_pages_ask_for_addresses_that_exist() -> None:
     text = "".join(page.read_text() for page in PAGES)
     asked = set(re.findall(r"localhost:8000(/[a-z]+)", text))
     assert {"/pose", "/readyz"} <= asked
-    assert asked <= create_app(Settings()).openapi()["paths"].keys() | {"/docs"}
+    assert asked <= create_app(Settings()).openapi()["paths"].keys() | {"/docs", "/stream"}
 
 
 def test_response_describes_every_field() -> None:
