@@ -13,14 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event, Thread
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from websockets.sync.client import connect
 
 from app.bench.load import Answer, Load, closed_loop, in_turn, open_loop
 from app.bench.processes import free_port
 from app.metrics import DURATION_BUCKETS
+from tests.app.api_support import png
 from tests.daemons import ROOT, Instance, Nginx, Nursery, Prometheus, is_ok, needs, until
 from tests.photos import BUS
 
@@ -106,13 +109,23 @@ def watched(instance: Instance, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 async def load(instance: Instance) -> dict[str, Load]:
-    """Two clients for each representation, at the same time."""
+    """Two clients for each representation, and a stream on which nobody is, at the same time."""
     photo = BUS.read_bytes()
     asked = [f"{instance.url}/pose?representation={name}" for name in REPRESENTATIONS]
-    done = await asyncio.gather(
-        *(closed_loop(in_turn([url], [photo]), 2, seconds=SECONDS) for url in asked)
+    *done, answer = await asyncio.gather(
+        *(closed_loop(in_turn([url], [photo]), 2, seconds=SECONDS) for url in asked),
+        asyncio.to_thread(stream_one, instance, png(127, 127, 127)),
     )
+    assert answer["predictions"] == []
     return dict(zip(REPRESENTATIONS, done, strict=True))
+
+
+def stream_one(instance: Instance, frame: bytes) -> dict[str, Any]:
+    """What a frame is answered."""
+    with connect(f"ws://{instance.address}/stream", proxy=None, compression=None) as stream:
+        stream.send(frame)
+        answer: dict[str, Any] = json.loads(stream.recv())
+    return answer
 
 
 def window(seconds: float) -> str:
