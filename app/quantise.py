@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 import models
 from app import images
-from app.main import BUNDLED_DETECTOR, build_detector
+from app.detector import YoloDetector, read_detector
+from app.main import BUNDLED_DETECTOR
 from app.pipeline import Options, Pipeline
 from app.settings import Settings
 from models import catalogue
@@ -44,10 +45,12 @@ def note_ranges(
         update={"runtime": "torch", "precision": "float32", "device": "cpu"}
     )
     device = torch.device("cpu")
-    detector = build_detector(exact)
+    weights = exact.detector_weights or BUNDLED_DETECTOR
+    # Not as the service loads it, which would refuse ranges that are of other weights by now.
+    detector = YoloDetector(read_detector(weights), device, exact.detector_size)
     loaded = {name: models.load(name, weights_dir=exact.weights_dir) for name in names}
     pipeline = Pipeline(detector, loaded, device, exact.max_batch_people)
-    files = [exact.detector_weights or BUNDLED_DETECTOR]
+    files = [weights]
     files += [catalogue.path_of(model.card, exact.weights_dir) for model in loaded.values()]
     networks = [detector.network, *(model.network for model in loaded.values())]
     found = pictures.names
