@@ -255,8 +255,9 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
         torch.load(tmp_path / runs / "tiny" / "checkpoint.pt", weights_only=True)["module"]
         for runs in ("one", "two")
     )
-    # A step moves a weight by about 1e-3; sums in another order differ by about 1e-7.
-    torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+    # A step moves a weight by about 1e-3; sums in another order differ by about 1e-7, and by 1e-5
+    # where the processor computes in bfloat16.
+    torch.testing.assert_close(two, one, atol=1e-4, rtol=0)
     for first, second in zip(curve_of(tmp_path / "one"), curve_of(tmp_path / "two"), strict=True):
         assert first == pytest.approx(second, rel=1e-4)
 
