@@ -25,6 +25,7 @@ from models.network import Architecture
 from models.training import engine, loop
 from models.training.drawing import people_grid
 from models.training.engine import TrainingError
+from models.training.precision import mixed_precision
 from models.training.recipes import RecipeError, Stage, TokenizerRecipe
 from tests.models.training_support import PCT, RECIPE, write_mpii
 
@@ -248,6 +249,10 @@ WITHOUT_BATCH_NORM = replace(
 
 
 @pytest.mark.skipif(not distributed.is_gloo_available(), reason="PyTorch was built without gloo")
+@pytest.mark.skipif(
+    mixed_precision("cpu")._enabled,
+    reason="this CPU trains in bfloat16: sums in another order differ there by as much as a step",
+)
 def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     loop.train_pose(WITHOUT_BATCH_NORM, data, tmp_path / "one", "cpu")
     loop.train_pose(WITHOUT_BATCH_NORM, data, tmp_path / "two", "cpu", devices=2)
@@ -255,9 +260,8 @@ def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
         torch.load(tmp_path / runs / "tiny" / "checkpoint.pt", weights_only=True)["module"]
         for runs in ("one", "two")
     )
-    # A step moves a weight by about 1e-3; sums in another order differ by about 1e-7, and by 1e-5
-    # where the processor computes in bfloat16.
-    torch.testing.assert_close(two, one, atol=1e-4, rtol=0)
+    # A step moves a weight by about 1e-3; sums in another order differ by about 1e-7.
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
     for first, second in zip(curve_of(tmp_path / "one"), curve_of(tmp_path / "two"), strict=True):
         assert first == pytest.approx(second, rel=1e-4)
 
