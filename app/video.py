@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -191,12 +190,7 @@ class _Report:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Finish it: it is valid JSON, however it came to its end."""
         tail = {"seconds": self._seconds, "complete": self.complete}
         self._file.write(b"\n],\n" + orjson.dumps(tail)[1:] + b"\n")
