@@ -31,6 +31,7 @@ from models.skeletons import COCO, Skeleton
 from models.training.datasets import read_keypoints
 from models.training.drawing import people_grid
 from models.training.engine import accelerator_of, fit, launch
+from models.training.growing import grow
 from models.training.people import MEMORY, People, Samples, in_order, loader, random_affines
 from models.training.precision import mixed_precision
 from models.training.recipes import PoseRecipe, RecipeError, Stage, TokenizerRecipe
@@ -507,6 +508,11 @@ def _start_from(model: PoseModel, recipe: PoseRecipe, runs: Path) -> None:
                 f"{recipe.name} starts from {name}: train that first ({path} is missing)"
             )
         taken = with_counters(read_tensors(path), state)
+        if recipe.grow and name == recipe.start:
+            try:
+                taken = grow(taken, model.module())
+            except ValueError as error:
+                raise RecipeError(f"{path} cannot grow into {recipe.name}: {error}") from error
         fits = {k: v for k, v in taken.items() if k in state and state[k].shape == v.shape}
         unfit = [key for key in state if key.startswith(prefixes) and key not in fits]
         if unfit:

@@ -73,6 +73,7 @@ class PoseRecipe:
         ema: how much of the averaged weights survives a step.
         seed: of everything random.
         start: the recipe, or the weights file, whose backbone, neck and maps it starts from.
+        grow: whether the start's network may be smaller; see `models.training.growing`.
         tokenizer: PCT's: the recipe whose result, or the weights file, the tokenizer comes from.
         augmentation: how samples are varied.
         validate_every: epochs between two validations.
@@ -89,6 +90,7 @@ class PoseRecipe:
     ema: Share = 0.998
     seed: Annotated[int, Field(ge=0)] = 0
     start: str | None = None
+    grow: bool = False
     tokenizer: str | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     validate_every: Count = 2

@@ -53,6 +53,25 @@ def test_frozen_stages_teach_only_the_head(data: Path, tmp_path: Path) -> None:
     assert "network.head.mlp_head_x.weight" not in same
 
 
+def test_a_network_grows_out_of_a_smaller_one(data: Path, tmp_path: Path) -> None:
+    small = replace(RECIPE, name="small", stages=(Stage(1, 0.001),))
+    loop.train_pose(small, data, tmp_path, "cpu")
+    large = replace(
+        small,
+        name="large",
+        architecture=replace(small.architecture, backbone="regnetx_004"),
+        start="small",
+    )
+    with pytest.raises(RecipeError, match=r"small\.safetensors does not fit large"):
+        loop.train_pose(large, data, tmp_path, "cpu")
+    grown = read_tensors(loop.train_pose(replace(large, grow=True), data, tmp_path, "cpu"))
+    assert grown["network.backbone.s4.b12.conv1.conv.weight"].shape == (384, 384, 1, 1)
+    with pytest.raises(RecipeError, match=r"large\.safetensors cannot grow into back: .* has"):
+        loop.train_pose(
+            replace(small, name="back", start="large", grow=True), data, tmp_path, "cpu"
+        )
+
+
 def test_pct_trains_in_two_stages(data: Path, tmp_path: Path) -> None:
     stage_one = TokenizerRecipe("codes", PCT, "poses.npz", "dots", epochs=3, batch=64)
     path = loop.train_tokenizer(stage_one, data, tmp_path, "cpu")
