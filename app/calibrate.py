@@ -13,6 +13,7 @@ from app.main import build_pipeline
 from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.settings import Settings
+from models import sources
 from models.benchmarks import CocoBenchmark, read_benchmark
 from models.calibration import Report, calibrate, outcomes
 from models.evaluation import Results
@@ -31,14 +32,14 @@ _COLUMNS = (
 
 
 def calibrate_models(
-    annotations: Path, pictures: Pictures, names: Sequence[str], settings: Settings
+    annotations: Path, pictures: Pictures, given: Sequence[str], settings: Settings
 ) -> dict[str, Report]:
     """Fit each model's calibration anew on one half of the pictures, and measure on the other.
 
     Args:
         annotations: people in COCO layout.
         pictures: the pictures that they are in.
-        names: pose models.
+        given: pose models, by name or weights file.
         settings: the pipeline's.
 
     Returns:
@@ -52,14 +53,15 @@ def calibrate_models(
     if type(benchmark) is not CocoBenchmark:
         raise DatasetError(f"{annotations} is not COCO's: scores are calibrated on its joints")
     reports = {}
-    for name in names:
-        one = settings.model_copy(update={"models": (name,)})
+    for source in given:
+        name = sources.describe(source).name
+        one = settings.model_copy(update={"models": (source,)})
         pipeline = build_pipeline(one, Metrics(), calibrated=False)
         annotated, detected = (
             outcomes(
-                benchmark.dataset, _results(pipeline, name, benchmark, pictures, settings, given)
+                benchmark.dataset, _results(pipeline, name, benchmark, pictures, settings, boxed)
             )
-            for given in (True, False)
+            for boxed in (True, False)
         )
         reports[name] = calibrate(annotated, detected)
     return reports

@@ -29,7 +29,7 @@ from app.pipeline import Pipeline
 from app.predict import Predict, predict
 from app.quantise import note_ranges
 from app.settings import Settings, complaints, listed
-from models import catalogue, conversion, downloads, export
+from models import catalogue, conversion, downloads, export, sources
 from models.calibration import draw_reliability
 from models.training import recipes
 from models.training.datasets import Pictures
@@ -130,21 +130,22 @@ def _predict_video(options: argparse.Namespace, settings: Settings) -> int:
     if options.cluster is not None:
         raise UsageError("--cluster is for pictures: a video is predicted on this machine")
     path = Path(options.images[0])
-    [name] = _models(options, [models.default(settings.representation)])
+    [source] = _models(options, [models.default(settings.representation)])
+    card = sources.describe(source)
     out = options.out
     if out is not None and (out.is_dir() or not out.suffix):
-        out /= f"{path.stem}.{models.card(name).representation}.mp4"
+        out /= f"{path.stem}.{card.representation}.mp4"
     results = None if options.json is None else Path(options.json)
     done = video.predict(
         path,
-        lambda: _pipeline(settings, name),
-        name,
+        lambda: _pipeline(settings, source),
+        source,
         settings,
         out=out,
         results=results,
         smooth=options.smooth,
     )
-    told = f"{path}: {done.frames} frames, {done.people} people followed by {name}"
+    told = f"{path}: {done.frames} frames, {done.people} people followed by {card.name}"
     if done.damaged:
         told += f"; {done.damaged} damaged pieces of the file left out"
     print(told, file=sys.stderr)
@@ -173,9 +174,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _calibrate(options: argparse.Namespace) -> int:
     settings = Settings()
-    names = _models(options, settings.models)
+    given = _models(options, settings.models)
     pictures = Pictures(*options.images)
-    reports = calibrate_models(options.annotations, pictures, names, settings)
+    reports = calibrate_models(options.annotations, pictures, given, settings)
     if options.figure is not None:
         draw_reliability({name: report.curve for name, report in reports.items()}, options.figure)
     print(describe(reports))
@@ -184,8 +185,8 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 def _quantise(options: argparse.Namespace) -> int:
     settings = Settings()
-    names = _models(options, settings.models)
-    for path in note_ranges(Pictures(*options.images), names, options.most, settings):
+    given = _models(options, settings.models)
+    for path in note_ranges(Pictures(*options.images), given, options.most, settings):
         print(f"ranges: {path}")
     return 0
 
@@ -234,7 +235,8 @@ def _bench(options: argparse.Namespace) -> int:
     try:
         if options.soak is not None:
             [concurrency] = options.concurrency or (8,)
-            loaded = dict.fromkeys(models.card(name).representation for name in settings.models)
+            cards = map(sources.describe, settings.models)
+            loaded = dict.fromkeys(card.representation for card in cards)
             named = representations or list(loaded)
             soaked = soak.run(pictures, named, concurrency, options.soak, settings)
         else:
@@ -277,7 +279,7 @@ def _list_models(_: argparse.Namespace) -> int:
             average = f"{card.measured['AP']:.3f}"
         elif "AP" in card.published:
             average = f"{card.published['AP']:.3f}*"
-        cost = catalogue.complexity_of(card.name)
+        cost = catalogue.complexity_of(card)
         figures = (f"{cost.parameters / 1e6:.2f}M", f"{cost.gmacs:.2f}", average)
         path = catalogue.path_of(card, weights_dir)
         present = path.is_file()
@@ -349,7 +351,7 @@ def _convert_model(options: argparse.Namespace) -> int:
 
 def _export_model(options: argparse.Namespace) -> int:
     _check_out(options.out, ".onnx")
-    model = conversion.load(options.source, options.layout, Settings().weights_dir)
+    model = sources.load(options.source, options.layout, Settings().weights_dir)
     found = export.export(model, options.out)
     print(f"{options.out}: {_described(model.card)}, image and boxes in, keypoints out")
     print(
@@ -375,17 +377,20 @@ def _described(card: models.Card) -> str:
     return f"{card.representation}, {card.backbone}, {size}, {joints} joints"
 
 
-def _pipeline(settings: Settings, name: str) -> Pipeline:
+def _pipeline(settings: Settings, source: str) -> Pipeline:
     """The service's pipeline with a single pose model."""
     from app.main import build_pipeline
 
-    return build_pipeline(settings.model_copy(update={"models": (name,)}), Metrics())
+    return build_pipeline(settings.model_copy(update={"models": (source,)}), Metrics())
 
 
 def _models(options: argparse.Namespace, otherwise: Sequence[str]) -> Sequence[str]:
-    """The pose models that were asked for."""
+    """The pose models that were asked for, by name or weights file."""
     if options.model is not None:
-        return [models.card(options.model).name]
+        chosen = sources.absolute(options.model)
+        # What is wrong with it is told before anything begins.
+        sources.describe(chosen)
+        return [chosen]
     if options.representation is not None:
         return [models.default(options.representation)]
     return otherwise
@@ -647,7 +652,11 @@ def _positive(text: str) -> float:
 def _choose_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--representation", choices=models.REPRESENTATIONS)
-    group.add_argument("--model", metavar="NAME", help="a pose model of `posemux models list`")
+    group.add_argument(
+        "--model",
+        metavar="NAME|FILE",
+        help="a pose model of `posemux models list`, or a weights file",
+    )
     return group
 
 

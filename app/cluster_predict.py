@@ -33,7 +33,7 @@ class Worker:
 
     Args:
         root: the folder that the pictures are in, absolute.
-        model: the pose model's name.
+        model: the pose model's name, or its weights file.
         settings: the pipeline's.
     """
 
@@ -55,7 +55,7 @@ def estimate_there(
     Args:
         address: the cluster's, as Ray takes it.
         pictures: what `paths` are some of.
-        model: the pose model's name.
+        model: the pose model's name, or its weights file.
         settings: of each pipeline.
         paths: the pictures, which are answered in any order, each once.
 

@@ -28,6 +28,7 @@ from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, distinct_people
 from app.schemas import coco_results
 from app.settings import Settings
+from models import sources
 from models.benchmarks import (
     PERSON,
     Benchmark,
@@ -112,13 +113,13 @@ class Question:
 # ------------------------------------------------------------------------------------------ poses
 
 
-def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) -> Report:
+def evaluate_poses(asked: Evaluation, given: Sequence[str], settings: Settings) -> Report:
     """Measure pose models.
 
     Args:
         asked: what is measured.
-        names: pose models of the catalogue, or of the service that is asked; not used where `asked`
-            names a weights file.
+        given: pose models of the catalogue, or of the service that is asked, or weights files; not
+            used where `asked` names a weights file.
         settings: the pipeline's.
 
     Returns:
@@ -146,16 +147,16 @@ def evaluate_poses(asked: Evaluation, names: Sequence[str], settings: Settings) 
     # As everybody does: with given boxes only people are asked for whose joints are known.
     entries = [entry for entry in benchmark.pictures if people is None or entry["id"] in people]
     pictures = _pictures(asked, entries)
-    cards = [models.card(name) for name in names]
+    cards = {source: sources.describe(source) for source in given}
     if asked.weights is not None:
-        cards = [models.load(asked.layout, asked.weights).card]
-    [title] = {benchmark.title(card.architecture.joints) for card in cards}
+        cards = {str(asked.weights): models.load(asked.layout, asked.weights).card}
+    [title] = {benchmark.title(card.architecture.joints) for card in cards.values()}
     rows = []
-    for card in cards:
+    for source, card in cards.items():
         question = Question(card.name, pictures, people, asked.flip_test)
         bar = tqdm(entries, desc=card.name, unit="image", disable=None)
         if asked.url is None:
-            one = settings.model_copy(update={"models": (card.name,)})
+            one = settings.model_copy(update={"models": (source,)})
             pipeline = build_pipeline(
                 one,
                 Metrics(),

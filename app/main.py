@@ -37,7 +37,7 @@ from app.runtime import Runtime
 from app.settings import Settings
 from app.sharing import Room
 from app.tracing import Tracing, tracing
-from models import catalogue
+from models import catalogue, sources
 from models.quantisation import read_ranges
 
 _logger = logging.getLogger(__name__)
@@ -107,18 +107,17 @@ def build_pipeline(
     runtime = build_runtime(settings)
     detector = build_detector(settings, runtime)
     if weights is None:
-        loaded = [
-            models.load(name, device=device, weights_dir=settings.weights_dir)
-            for name in settings.models
-        ]
+        given = settings.models
+        loaded = [sources.load(source, None, settings.weights_dir) for source in given]
     else:
-        loaded = [models.load(layout, weights, device)]
+        given = (str(weights),)
+        loaded = [models.load(layout, weights)]
     if not calibrated:
         loaded = [model.uncalibrated() for model in loaded]
-    pose_models = {model.card.name: model for model in loaded}
+    pose_models = {model.card.name: model.to(device) for model in loaded}
     runners = {}
-    for name, model in pose_models.items():
-        path = weights or catalogue.path_of(model.card, settings.weights_dir)
+    for source, (name, model) in zip(given, pose_models.items(), strict=True):
+        path = sources.path_of(source, settings.weights_dir)
         # Only where it is asked for: their answers are otherwise the same in every runtime.
         ranges = read_ranges(path) if settings.precision == "int8" else None
         example = torch.zeros(2, 3, *reversed(model.input_size))
@@ -146,9 +145,11 @@ def create_app(
         traced: makes what sends traces, from the settings and this service's version.
 
     Raises:
-        ValueError: the file of keys cannot be used, or there is nothing to send traces with.
+        ValueError: the file of keys cannot be used, or there is nothing to send traces with, or a
+            weights file of the settings cannot be used any more.
     """
     settings = settings or Settings()
+    cards = {card.name: card for card in map(sources.describe, settings.models)}
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics(registry)
@@ -156,8 +157,8 @@ def create_app(
     def start() -> Pipeline:
         pipeline = build(settings, metrics)
         # What they cost takes a moment to count: before anybody asks GET /models for it.
-        for name in catalogue.bundled():
-            catalogue.complexity_of(name)
+        for card in (*map(models.card, catalogue.bundled()), *cards.values()):
+            catalogue.complexity_of(card)
         return pipeline
 
     engine = Engine(
@@ -196,7 +197,7 @@ def create_app(
     uploads = Room(settings.max_bytes_in_flight)
     streams = Room(settings.max_streams)
     app.state.service = Service(
-        settings, engine, metrics, registry, threads, keys, limits, spans, uploads, streams
+        settings, cards, engine, metrics, registry, threads, keys, limits, spans, uploads, streams
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -256,8 +257,9 @@ def serve(
     """
     # Here too, since it takes no time: what is wrong is one line, before anything starts.
     build_runtime(settings)
-    for name in settings.models:
-        catalogue.require(models.card(name), settings.weights_dir)
+    for source in settings.models:
+        if not sources.is_file(source):
+            catalogue.require(models.card(source), settings.weights_dir)
     logs.configure(settings.log_format, settings.log_level)
     app = create_app(settings, build=build)
     engine: Engine = app.state.service.engine

@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-import models
 from app import images, render
 from app.engine import Engine
 from app.errors import BadImageError, InferenceError, PosemuxError, TooLargeError
@@ -39,6 +38,7 @@ from app.metrics import Metrics
 from app.pipeline import Options, Poses
 from app.schemas import coco_results
 from app.settings import Settings
+from models import Card, sources
 from models.downloads import sha256
 from models.files import replacing
 from models.skeletons import Skeleton
@@ -59,7 +59,7 @@ class Predict:
     inputs: Sequence[str]
     """Files, folders and patterns: see `app.inputs.find`."""
     model: str
-    """The pose model's name."""
+    """The pose model's name, or its weights file."""
     out: Path | None = None
     """The folder to write into."""
     format: str | None = None
@@ -139,7 +139,8 @@ def predict(asked: Predict, settings: Settings) -> int:
         if isinstance(stream, TextIOWrapper):
             # Not every name of a file can be printed everywhere.
             stream.reconfigure(errors="backslashreplace")
-    skeleton = models.card(asked.model).architecture.skeleton
+    card = sources.describe(asked.model)
+    skeleton = card.architecture.skeleton
     if asked.format is not None:
         out = asked.out or DEFAULT_OUT
         pictures = find(asked.inputs, out)
@@ -155,12 +156,12 @@ def predict(asked: Predict, settings: Settings) -> int:
         drawn = {}
         if asked.out is not None:
             asked.out.mkdir(parents=True, exist_ok=True)
-            drawn = drawings(pictures, models.card(asked.model).representation, asked.out)
+            drawn = drawings(pictures, card.representation, asked.out)
         summary = Summary()
         answers = estimate_here(pictures, asked.model, settings, pictures.paths, drawn)
         counted = summary.count(answers, len(pictures.paths))
         for index, (path, entry) in enumerate(counted):
-            _tell(path, index, entry, asked, skeleton)
+            _tell(path, index, entry, card, asked.json)
     for line in summary.lines():
         print(line, file=sys.stderr)
     if pictures.passed_over:
@@ -177,9 +178,10 @@ def question_of(model: str, settings: Settings) -> dict[str, Any]:
     Raises:
         OSError: the detector's weights cannot be read.
     """
+    card = sources.describe(model)
     return {
-        "model": model,
-        "weights": models.card(model).sha256,
+        "model": card.name,
+        "weights": card.sha256,
         "detector": sha256(settings.detector_weights or BUNDLED_DETECTOR),
         **settings.model_dump(include={"detector_size", "min_score", "max_people"}),
     }
@@ -234,17 +236,17 @@ def _stamp_of(path: str) -> Stamp | None:
 # ----------------------------------------------------------------------------- results to look at
 
 
-def _tell(path: str, index: int, entry: Entry, asked: Predict, skeleton: Skeleton) -> None:
+def _tell(path: str, index: int, entry: Entry, card: Card, as_json: bool) -> None:
     """Print one picture's answer."""
-    if asked.json:
+    if as_json:
         ids = {"image_id": index, "category_id": 1}
         found = {"predictions": [{**ids, **person} for person in entry.people]}
         outcome = found if entry.error is None else {"error": entry.error}
-        tqdm.write(json.dumps({"image": path, "model": asked.model, **outcome}))
+        tqdm.write(json.dumps({"image": path, "model": card.name, **outcome}))
     elif entry.error is None:
-        tqdm.write(f"{path}: {len(entry.people)} people by {asked.model}")
+        tqdm.write(f"{path}: {len(entry.people)} people by {card.name}")
         for number, person in enumerate(entry.people):
-            tqdm.write(_describe(number, person, skeleton))
+            tqdm.write(_describe(number, person, card.architecture.skeleton))
 
 
 def _describe(number: int, person: Mapping[str, Any], skeleton: Skeleton) -> str:
@@ -272,7 +274,7 @@ def estimate_here(
 
     Args:
         pictures: what `paths` are some of.
-        model: the pose model's name.
+        model: the pose model's name, or its weights file.
         settings: the pipeline's.
         paths: the pictures, which are answered in their order.
         drawings: where those are written that are to be drawn, by their paths.
@@ -297,7 +299,7 @@ class Estimator:
 
     Args:
         pictures: what the paths are some of.
-        model: the pose model's name.
+        model: the pose model's name, or its weights file.
         settings: the pipeline's.
         drawings: where those are written that are to be drawn, by their paths.
 
@@ -366,15 +368,18 @@ class _Way:
 
     Args:
         engine: estimates poses.
-        model: the pose model's name.
+        model: the pose model's name, or its weights file.
         settings: the limits.
     """
 
     def __init__(self, engine: Engine, model: str, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
-        self._options = Options(model, min_score=settings.min_score, max_people=settings.max_people)
-        self._skeleton = models.card(model).architecture.skeleton
+        card = sources.describe(model)
+        self._options = Options(
+            card.name, min_score=settings.min_score, max_people=settings.max_people
+        )
+        self._skeleton = card.architecture.skeleton
         self._processors = threading.Semaphore(settings.decode_threads)
         self._pixels = _Pixels(settings.max_pixels_in_flight)
 

@@ -9,19 +9,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import models
 from app import images
 from app.detector import YoloDetector, read_detector
 from app.main import BUNDLED_DETECTOR
 from app.pipeline import Options, Pipeline
 from app.settings import Settings
-from models import catalogue
+from models import sources
 from models.quantisation import observed, write_ranges
 from models.training.datasets import DatasetError, Pictures
 
 
 def note_ranges(
-    pictures: Pictures, names: Sequence[str], most: int, settings: Settings
+    pictures: Pictures, given: Sequence[str], most: int, settings: Settings
 ) -> list[Path]:
     """Write beside the weights of the detector and of pose models what their convolutions see.
 
@@ -29,7 +28,7 @@ def note_ranges(
 
     Args:
         pictures: such as the networks were trained on; those of a benchmark would tell it to them.
-        names: the pose models.
+        given: the pose models, by name or weights file.
         most: pictures that are looked at, spread over all.
         settings: the pipeline's.
 
@@ -48,18 +47,18 @@ def note_ranges(
     weights = exact.detector_weights or BUNDLED_DETECTOR
     # Not as the service loads it, which would refuse ranges that are of other weights by now.
     detector = YoloDetector(read_detector(weights), device, exact.detector_size)
-    loaded = {name: models.load(name, weights_dir=exact.weights_dir) for name in names}
+    found = [sources.load(source, None, exact.weights_dir) for source in given]
+    loaded = {model.card.name: model for model in found}
     pipeline = Pipeline(detector, loaded, device, exact.max_batch_people)
-    files = [weights]
-    files += [catalogue.path_of(model.card, exact.weights_dir) for model in loaded.values()]
+    files = [weights, *(sources.path_of(source, exact.weights_dir) for source in given)]
     networks = [detector.network, *(model.network for model in loaded.values())]
-    found = pictures.names
-    chosen = found[:: max(len(found) // most, 1)][:most]
+    names = pictures.names
+    chosen = names[:: max(len(names) // most, 1)][:most]
     with ExitStack() as watched:
         ranges = [watched.enter_context(observed(network)) for network in networks]
         for file_name in tqdm(chosen, unit="image", disable=None):
             image = images.decode(pictures.read(file_name), exact.max_image_pixels)
-            for name in names:
+            for name in loaded:
                 options = Options(name, min_score=exact.min_score, max_people=exact.max_people)
                 pipeline([image], [options])
     if not all(ranges):

@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 import models
 from app.logs import Format
 from app.runtime import Choice, Precision
+from models import sources
 from models.catalogue import WEIGHTS_DIR
 
 _PREFIX = "pose_"
@@ -78,8 +79,9 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=("simcc-small", "dark-small", "pct-small"), min_length=1
     )
-    """Pose models to load at the start, by name, with commas between them; the first of each
-    representation is its default."""
+    """Pose models to load at the start, with commas between them: names, or weights files such as
+    runs/my/my.safetensors, which go by the file's name; the first of each representation is its
+    default."""
 
     weights_dir: Path = WEIGHTS_DIR
     """Folder of published weights, which `posemux models fetch` fills; the service only reads."""
@@ -197,20 +199,28 @@ class Settings(BaseSettings):
 
     @field_validator("models")
     @classmethod
-    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
+    def _can_be_told_apart(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        found: dict[str, str] = {}
+        for source in map(sources.absolute, given):
             try:
-                models.card(name)
+                name = sources.describe(source).name
             except models.UnknownModelError as error:
                 raise ValueError(str(error)) from error
-        return names
+            if name in found:
+                raise ValueError(
+                    f"{found[name]} and {source} are both called {name}, by which requests choose: "
+                    "leave one out, or rename a file"
+                )
+            found[name] = source
+        return tuple(found.values())
 
     @field_validator("representation")
     @classmethod
     def _has_a_model(cls, representation: str, info: ValidationInfo) -> str:
-        loaded = info.data.get("models", ())
-        if loaded and representation not in {models.card(name).representation for name in loaded}:
-            raise ValueError(f"none of the models {', '.join(loaded)} is of this representation")
+        loaded = [sources.describe(source) for source in info.data.get("models", ())]
+        if loaded and representation not in {card.representation for card in loaded}:
+            told = ", ".join(f"{card.name} ({card.representation})" for card in loaded)
+            raise ValueError(f"none of the models {told} is of this representation")
         return representation
 
     @field_validator("key_rate", "key_concurrency")

@@ -20,13 +20,13 @@ import numpy.typing as npt
 import orjson
 from tqdm import tqdm
 
-import models
 from app import render
 from app.clips import WRITTEN, Clip, ClipError, ClipWriter, Frame
 from app.pipeline import Options, Pipeline, Poses
 from app.schemas import coco_results
 from app.settings import Settings
 from app.tracking import Tracker
+from models import sources
 from models.skeletons import Skeleton
 
 #: Batches in memory: one being read, one in the pipeline, one being written.
@@ -62,7 +62,7 @@ def predict(
     Args:
         path: the video.
         build: makes what estimates poses, once the video is known to be one.
-        model: the pose model's name.
+        model: the pose model's name, or its weights file.
         settings: how sure a person must be, and how much may be in memory.
         out: where the drawn video goes; its folder is made.
         results: where the JSON goes that docs/video.md describes; `-` is the standard output.
@@ -73,9 +73,9 @@ def predict(
         OSError: a file cannot be opened or written.
     """
     _check(path, out, results)
-    card = models.card(model)
+    card = sources.describe(model)
     asked = Tracker.asking(
-        Options(model, min_score=settings.min_score, max_people=settings.max_people)
+        Options(card.name, min_score=settings.min_score, max_people=settings.max_people)
     )
     track = Tracker(settings.min_score, smooth)
     people: set[int] = set()
@@ -97,7 +97,7 @@ def predict(
             if results is not None:
                 height, width = frames[0].image.shape[:2]
                 head = {"video": path.name, "width": width, "height": height, "fps": clip.fps}
-                head |= {"model": model, "representation": card.representation}
+                head |= {"model": card.name, "representation": card.representation}
                 report = stack.enter_context(_Report(results, head))
             bar = stack.enter_context(
                 tqdm(total=clip.frames, desc=path.name, unit="frame", disable=None)

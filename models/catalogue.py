@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import replace
 from functools import lru_cache
@@ -102,15 +103,21 @@ def card(name: str) -> Card:
         raise UnknownModelError(name) from None
 
 
-@lru_cache
-def complexity_of(name: str) -> Complexity:
-    """A pose model's parameters and multiply-adds; a bundled one's are counted once.
+def complexity_of(entry: Card) -> Complexity:
+    """A pose model's parameters and multiply-adds; those of a published one are known.
 
-    Raises:
-        UnknownModelError: the catalogue has no such model.
+    All others are counted, once for each architecture.
     """
-    entry = card(name)
-    return complexity(entry) if entry.bundled else _published()[name][1]
+    known, cost = _published().get(entry.name, (None, None))
+    if known is not None and cost is not None and known.architecture == entry.architecture:
+        return cost
+    return _counted(json.dumps(entry.architecture.table()))
+
+
+@lru_cache
+def _counted(table: str) -> Complexity:
+    architecture = Architecture.parse(json.loads(table))
+    return complexity(Card("", architecture, "", "", "", "", ""))
 
 
 def default(representation: str) -> str:
@@ -298,7 +305,7 @@ def _described(metadata: dict[str, Any], path: Path, authors: Authors | None) ->
     """
     if "card" not in metadata:
         architecture = _architecture(metadata, path)
-        return _unlisted(path, architecture, authors, "which its weights file names")
+        return _unlisted(path, architecture, authors, "as its weights file says")
     here = {"name": path.stem, "weights": path.name, "sha256": ""}
     try:
         return _card(metadata["card"] | here)

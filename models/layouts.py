@@ -126,13 +126,9 @@ def identify(tensors: Mapping[str, Tensor], known: Mapping[str, Architecture]) -
     backbone = _nearest(part, ((name, _backbone(name, sizes[name], prefix)) for name in sizes))
     name = _nearest(
         renamed,
-        (
-            (name, _layout(json.dumps(entry.table())))
-            for name, entry in layouts.items()
-            if entry.backbone == backbone
-        ),
+        ((name, layout_of(entry)) for name, entry in layouts.items() if entry.backbone == backbone),
     )
-    layout = _layout(json.dumps(layouts[name].table()))
+    layout = layout_of(layouts[name])
     unlike = differences(with_counters(renamed, layout), layout)
     if "@equal" in name and any(key.startswith("backbone.") for key in tensors):
         name = name.replace("@equal", "")
@@ -177,9 +173,13 @@ def _tokenizer(recipe: str) -> Layout:
     return {TOKENIZER + key: value for key, value in tokenizer.state_dict().items()}
 
 
+def layout_of(architecture: Architecture) -> Layout:
+    """The layout of an architecture, without making any weights."""
+    return _layout(json.dumps(architecture.table()))
+
+
 @lru_cache
 def _layout(table: str) -> Layout:
-    """The layout of an architecture, whose table is given as JSON, without making any weights."""
     architecture = Architecture.parse(json.loads(table))
     with torch.device("meta"):
         return PoseModel.fresh(Card("", architecture, "", "", "", "", "")).module().state_dict()

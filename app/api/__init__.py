@@ -17,6 +17,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 from app.sharing import Room
 from app.tracing import Tracing
+from models import Card
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Service:
     """What the routes work with; `create_app` makes one for each application."""
 
     settings: Settings
+    cards: dict[str, Card]
+    """Of the loaded pose models by their names, in the settings' order."""
     engine: Engine
     metrics: Metrics
     registry: CollectorRegistry

@@ -13,7 +13,6 @@ from app.api import Service, current_service
 from app.errors import InvalidParameterError, UnknownModelError
 from app.render import side_colour
 from app.schemas import ModelCard, ModelsResponse
-from app.settings import Settings
 from models import Card
 from models.catalogue import complexity_of
 from models.skeletons import Skeleton
@@ -24,43 +23,44 @@ router = APIRouter(tags=["models"])
 @router.get("/models")
 async def list_models(service: Annotated[Service, Depends(current_service)]) -> ModelsResponse:
     """The cards of all pose models, which of them are loaded, and what their joints are."""
-    loaded = service.settings.models
     seconds = service.engine.warm_up_seconds
+    # A file may be called as one of the catalogue, in whose place it is loaded then.
+    known = {name: models.card(name) for name in models.names()} | service.cards
     # Before the service is ready, counting what the networks cost takes a moment.
     cards = await run_in_threadpool(
         lambda: [
-            _describe(models.card(name), name in loaded, seconds.get(name))
-            for name in models.names()
+            _describe(card, name in service.cards, seconds.get(name))
+            for name, card in known.items()
         ]
     )
-    default = choose(service.settings, None, None)
+    default = choose(service, None, None)
     return ModelsResponse.model_validate(
         {"default": default.name, "models": cards, **_joints(default)}
     )
 
 
-def choose(settings: Settings, representation: str | None, name: str | None) -> Card:
+def choose(service: Service, representation: str | None, name: str | None) -> Card:
     """The pose model for a request.
 
     Raises:
         InvalidParameterError: the model is not of the representation.
         UnknownModelError: there is no such model, or none is loaded.
     """
-    loaded = [models.card(model) for model in settings.models]
+    loaded = list(service.cards.values())
     if name is None:
-        wanted = representation or settings.representation
+        wanted = representation or service.settings.representation
         for card in loaded:
             if card.representation == wanted:
                 return card
         raise UnknownModelError(f"No model of {wanted} is loaded; {_loaded(loaded)}.")
-    for card in loaded:
-        if card.name == name:
-            if representation not in (None, card.representation):
-                raise InvalidParameterError(
-                    f"model={name} is of {card.representation}, not of {representation}: give one "
-                    f"of the two parameters."
-                )
-            return card
+    if name in service.cards:
+        card = service.cards[name]
+        if representation not in (None, card.representation):
+            raise InvalidParameterError(
+                f"model={name} is of {card.representation}, not of {representation}: give one "
+                f"of the two parameters."
+            )
+        return card
     known = "is not loaded" if name in models.names() else "does not exist"
     raise UnknownModelError(f"The model {name} {known}; {_loaded(loaded)}.")
 
@@ -86,7 +86,7 @@ def _hexadecimal(skeleton: Skeleton, *joints: int) -> str:
 
 
 def _describe(card: Card, loaded: bool, seconds: float | None) -> ModelCard:
-    cost = complexity_of(card.name)
+    cost = complexity_of(card)
     return ModelCard.model_validate(
         {
             **asdict(card),

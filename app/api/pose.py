@@ -19,7 +19,6 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
-import models
 from app import images, render
 from app.api import Service, client_of, current_service
 from app.api.estimating import (
@@ -178,7 +177,7 @@ async def estimate_poses(
     skeletons drawn onto it.
     """
     refuse_repeated(request)
-    card = choose(service.settings, query.representation, query.model)
+    card = choose(service, query.representation, query.model)
     request.state.representation = card.representation
     request.state.details.update(representation=card.representation, model=card.name)
     options = _options(service.settings, query, card)
@@ -508,7 +507,7 @@ def _areas(encoded: Sequence[bytes], max_pixels: int) -> list[int]:
 def _drawing(service: Service, one: Answered, media_type: str) -> bytes:
     poses = one.poses
     begin = perf_counter()
-    skeleton = models.card(poses.model).architecture.skeleton
+    skeleton = service.cards[poses.model].architecture.skeleton
     drawn = render.draw(one.image, poses.keypoints, poses.boxes, poses.scores, skeleton=skeleton)
     body = render.encode(drawn, "jpeg" if media_type == "image/jpeg" else "png")
     seconds = perf_counter() - begin

@@ -121,7 +121,7 @@ async def stream(
     _check_origin(websocket, service)
     key = stream_key(websocket, service)
     service.engine.check_open()
-    card = choose(service.settings, query.representation, query.model)
+    card = choose(service, query.representation, query.model)
     websocket.state.details.update(representation=card.representation, model=card.name)
     options, tracker = await _asked(service, client_of(websocket), query, card)
     async with _place(websocket, service):

@@ -1,7 +1,8 @@
 import models
 from app.schemas import ModelsResponse
+from models import catalogue
 from models.calibration import Calibration
-from models.catalogue import bundled, complexity_of
+from models.catalogue import bundled
 from models.coco import FLIP_PAIRS, JOINT_NAMES, SKELETON
 
 
@@ -53,6 +54,6 @@ def test_what_a_loaded_model_takes(running):
 
 
 def test_costs_are_counted_before_anybody_asks(make):
-    complexity_of.cache_clear()
+    catalogue._counted.cache_clear()
     make()
-    assert complexity_of.cache_info().currsize == len(bundled())
+    assert catalogue._counted.cache_info().currsize == len(bundled())

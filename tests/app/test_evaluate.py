@@ -88,7 +88,7 @@ def test_the_report_says_everything_about_annotated_boxes(run: Run) -> None:
     assert (row["name"], row["representation"]) == ("dark-small", "dark")
     assert (row["backbone"], row["input_size"]) == (card.backbone, [*card.input_size])
     assert row["weights_sha256"] == card.sha256
-    counted = complexity_of(card.name)
+    counted = complexity_of(card)
     assert (row["parameters"], row["gmacs"]) == (counted.parameters, counted.gmacs)
     assert row["seconds"] > 0
     assert tuple(row["figures"]) == KEYPOINT_FIGURES

@@ -214,8 +214,11 @@ def cost(size: str, simple: bool) -> Complexity:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_listed_costs_are_those_of_the_layout(size: str) -> None:
-    assert catalogue.complexity_of(f"mmpose-vitpose-{size}-256x192") == cost(size, False)
-    assert catalogue.complexity_of(f"mmpose-vitpose-{size}-simple-256x192") == cost(size, True)
+    assert catalogue.complexity_of(models.card(f"mmpose-vitpose-{size}-256x192")) == cost(
+        size, False
+    )
+    simple = models.card(f"mmpose-vitpose-{size}-simple-256x192")
+    assert catalogue.complexity_of(simple) == cost(size, True)
 
 
 @pytest.mark.parametrize("decoder", ["", "@simple"])
