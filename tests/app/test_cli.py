@@ -96,15 +96,14 @@ def test_calibrate_prints_what_belongs_into_the_card_and_draws(
 def test_quantise_notes_what_the_networks_see(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("person-detector", "simcc-small"):
-        shutil.copy(catalogue.WEIGHTS / f"{name}.safetensors", tmp_path)
-    monkeypatch.setattr(catalogue, "WEIGHTS", tmp_path)
-    detector = tmp_path / "person-detector.safetensors"
+    detector, mine = tmp_path / "person-detector.safetensors", tmp_path / "mine.safetensors"
+    shutil.copy(catalogue.WEIGHTS / detector.name, detector)
+    shutil.copy(catalogue.WEIGHTS / "simcc-small.safetensors", mine)
     monkeypatch.setenv("POSE_DETECTOR_WEIGHTS", str(detector))
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (64, 48)).save(photos / "nobody.png")
-    asked = ["quantise", "--images", str(photos), "--model", "simcc-small"]
+    asked = ["quantise", "--images", str(photos), "--model", str(mine)]
     assert cli.main(asked) == 2
     assert "nobody was found in 1 pictures" in capsys.readouterr().err
 
@@ -112,7 +111,7 @@ def test_quantise_notes_what_the_networks_see(
     # Of the weights that were there before.
     (tmp_path / "person-detector.int8.json").write_text('{"sha256": "another", "ranges": {}}')
     assert cli.main(asked) == 0
-    names = [f"{name}.int8.json" for name in ("person-detector", "simcc-small")]
+    names = [f"{name}.int8.json" for name in ("person-detector", "mine")]
     written = [f"ranges: {tmp_path / name}" for name in names]
     assert capsys.readouterr().out.splitlines() == written
     ranges = read_ranges(detector)
@@ -120,9 +119,9 @@ def test_quantise_notes_what_the_networks_see(
     # Pictures are numbers from 0 to 1.
     assert ranges["model.model.0.conv"] == (0.0, 1.0)
     monkeypatch.setattr("app.runtime.cpus.multiplies_int8", lambda: True)
-    settings = Settings(models=("simcc-small",), precision="int8", detector_weights=detector)
+    settings = Settings(models=(str(mine),), precision="int8", detector_weights=detector)
     pipeline = build_pipeline(settings, Metrics())
-    [poses] = pipeline([cv2.imread(str(BUS), cv2.IMREAD_COLOR_RGB)], [Options("simcc-small")])
+    [poses] = pipeline([cv2.imread(str(BUS), cv2.IMREAD_COLOR_RGB)], [Options("mine")])
     assert len(poses.scores) >= 3
 
 
@@ -264,6 +263,32 @@ def test_the_service_does_not_start_without_its_models(
     [complaint] = capsys.readouterr().err.strip().splitlines()
     assert complaint.startswith(f"posemux: {zoo / 'cache' / 'far-away.pth'} is missing")
     assert "`posemux models fetch far-away`" in complaint
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("nowhere.safetensors", "nowhere.safetensors cannot be read: No such file"),
+        ("cut.safetensors", "cut.safetensors cannot be read as safetensors"),
+        ("simcc-small,./simcc-small.safetensors", "are both called simcc-small"),
+    ],
+)
+def test_a_file_that_cannot_be_served_is_one_line_before_anything_starts(
+    given: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = (catalogue.WEIGHTS / "simcc-small.safetensors").read_bytes()
+    (tmp_path / "simcc-small.safetensors").write_bytes(whole)
+    (tmp_path / "cut.safetensors").write_bytes(whole[:5000])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POSE_MODELS", given)
+    assert cli.main(["serve", "--port", "0"]) == 2
+    [complaint] = capsys.readouterr().err.strip().splitlines()
+    assert complaint.startswith(f"posemux: POSE_MODELS='{given}': ")
+    assert told in complaint
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, Poses
 from app.schemas import ModelsResponse, PoseResponse
 from app.settings import Settings
-from models import catalogue
+from models.downloads import sha256
 from models.network import Architecture
 from models.pose_model import PoseModel
 from models.skeletons import COCO, MPII
@@ -34,28 +34,11 @@ from tests.photos import BUS, ZIDANE
 JPEG = {"Content-Type": "image/jpeg"}
 MAN = [52.0, 396.0, 246.0, 902.0]
 
-CARD = """
-[[model]]
-name = "mpii-tiny"
-weights = {weights}
-sha256 = ""
-licence = "AGPL-3.0-or-later"
-training_data = "none: its weights are random"
-note = ""
-
-[model.architecture]
-representation = "dark"
-backbone = "test_resnet.r160_in1k"
-input_size = [48, 64]
-joints = {joints}
-options = {{ stride = 4 }}
-"""
-
 
 @pytest.fixture(scope="module")
-def mpii(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a small model of MPII's joints in the catalogue, with random weights."""
-    folder = tmp_path_factory.mktemp("mpii")
+def mpii(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a small model of MPII's joints, with random weights."""
+    path = tmp_path_factory.mktemp("mpii") / "mpii-tiny.safetensors"
     torch.manual_seed(0)
     architecture = Architecture(
         "dark", "test_resnet.r160_in1k", (48, 64), options={"stride": 4}, joints=MPII.names
@@ -63,17 +46,8 @@ def mpii(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     model = PoseModel.fresh(card_of("mpii-tiny", architecture))
     torch.nn.init.normal_(model.network.head.final_layer.weight)  # type: ignore[union-attr,arg-type]
     torch.nn.init.constant_(model.network.head.final_layer.bias, 3.0)  # type: ignore[union-attr,arg-type]
-    model.save(folder / "mpii-tiny.safetensors")
-    listed = catalogue.CATALOGUE.read_text() + CARD.format(
-        weights=json.dumps(str(folder / "mpii-tiny.safetensors")),
-        joints=json.dumps(MPII.names),
-    )
-    (folder / "catalogue.toml").write_text(listed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalogue, "CATALOGUE", folder / "catalogue.toml")
-        catalogue._cards.cache_clear()
-        yield "mpii-tiny"
-    catalogue._cards.cache_clear()
+    model.save(path)
+    return str(path)
 
 
 class Held:
@@ -187,7 +161,17 @@ def test_every_model_says_how_to_read_its_keypoints(service: Service) -> None:
         assert shown[name]["joint_names"] == list(skeleton.names)
         assert shown[name]["skeleton"] == [list(limb) for limb in skeleton.limbs]
         assert shown[name]["flip_pairs"] == [list(pair) for pair in skeleton.flip_pairs]
-    assert {name for name, card in shown.items() if card["loaded"]} == {*service.settings.models}
+    loaded = {name for name, card in shown.items() if card["loaded"]}
+    assert loaded == {"simcc-small", "mpii-tiny", "dark-small"}
+
+
+def test_a_weights_file_is_shown_for_what_it_is(service: Service, mpii: str) -> None:
+    body = service.client.get("/models").json()
+    [shown] = [card for card in body["models"] if card["name"] == "mpii-tiny"]
+    assert shown["sha256"] == sha256(Path(mpii))
+    assert (shown["weights"], shown["scores"]) == ("mpii-tiny.safetensors", "raw")
+    assert shown["milliseconds"] > 0
+    assert shown["parameters"] > 0
 
 
 def test_the_first_of_a_kind_is_its_default(service: Service) -> None:

@@ -4,6 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from app.settings import Settings, complaints, listed
+from models.pose_model import PoseModel
+from models.training.loop import card_of
+from tests.models.training_support import RECIPE
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,16 @@ def test_the_default_representation_must_have_a_model():
     with pytest.raises(ValidationError, match=r"pct-small.*representation") as refused:
         Settings(models=("pct-small",))
     assert refused.value.errors()[0]["loc"] == ("representation",)
+
+
+def test_weights_files_are_found_from_any_folder(monkeypatch, tmp_path):
+    PoseModel.fresh(card_of("tiny", RECIPE.architecture)).save(tmp_path / "mine.safetensors")
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(models="mine.safetensors, dark-small")
+    assert settings.models == (str(tmp_path / "mine.safetensors"), "dark-small")
+    assert f"POSE_MODELS={tmp_path}/mine.safetensors,dark-small" in listed(settings)
+    with pytest.raises(ValidationError, match=r"mine \(simcc\).*representation"):
+        Settings(models="./mine.safetensors", representation="pct")
 
 
 def test_a_request_may_not_have_more_images_than_can_wait():
