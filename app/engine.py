@@ -1,9 +1,8 @@
 """The engine: a bounded queue and the one thread that touches the device.
 
 As soon as the device is idle the thread takes what waits, so batches are as large as the load makes
-them and nobody waits for a batch to fill; of what goes round on a busy device it takes half, so that
-the other half's answers go out meanwhile. Clients take turns, and none gets all of the room. Knows no
-HTTP.
+them and nobody waits for a batch to fill; of what goes round on a busy device it takes half, while
+the other half's answers go out. Clients take turns, and none gets all of the room. Knows no HTTP.
 """
 
 from __future__ import annotations
