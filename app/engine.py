@@ -1,8 +1,8 @@
 """The engine: a bounded queue and the one thread that touches the device.
 
 As soon as the device is idle the thread takes what waits, so batches are as large as the load makes
-them and nobody waits for a batch to fill. Clients take turns, and none gets all of the room. Knows
-no HTTP.
+them and nobody waits for a batch to fill; of what goes round on a busy device it takes half, while
+the other half's answers go out. Clients take turns, and none gets all of the room. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -348,16 +348,23 @@ class Engine:
         """Wait for jobs and make them the running ones; false once the engine is to stop."""
         while True:
             with self._changed:
+                answered = len(self._running)
                 self._running = []
                 self._changed.notify_all()
                 self._heartbeat = monotonic()
                 while not self._queue and not self._stopping:
+                    answered = 0
                     self._changed.wait(_IDLE_BEAT)
                     self._heartbeat = monotonic()
                 if not self._queue:
                     return False
                 now = monotonic()
-                taken = self._take(self._max_batch_images, self._max_batch_people)
+                most = self._max_batch_images
+                if answered:
+                    # Those just answered are likely to ask again. Taking all that wait would go on
+                    # for ever with a batch of one, then of all others: the dearest way to share.
+                    most = min(most, math.ceil((len(self._queue) + answered) / 2))
+                taken = self._take(most, self._max_batch_people)
                 self._running = [job for job in taken if job.deadline > now]
             late = [job for job in taken if job.deadline <= now]
             _fail(late, DeadlineExceededError, "The deadline passed before the device was free.")

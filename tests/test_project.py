@@ -21,21 +21,23 @@ from app.metrics import Metrics
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 DOCS = tuple((ROOT / "docs").glob("*.md"))
+SETTINGS = (ROOT / "docs/settings.md").read_text()
+HTTP = (ROOT / "docs/http.md").read_text()
+COMMANDS = (ROOT / "docs/command-line.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def rows() -> set[str]:
-    """The rows of README's tables."""
-    return {line for line in README.splitlines() if line.startswith("|")}
+def rows(page: str) -> set[str]:
+    """The rows of a page's tables."""
+    return {line for line in page.splitlines() if line.startswith("|")}
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_readme_lists_every_setting_with_its_default_and_meaning(name: str) -> None:
+def test_settings_page_lists_every_setting_with_its_default_and_meaning(name: str) -> None:
     field = Settings.model_fields[name]
     meaning = " ".join((field.description or "").split())
-    [row] = [row for row in rows() if row.startswith(f"| `POSE_{name.upper()}` |")]
+    [row] = [row for row in rows(SETTINGS) if row.startswith(f"| `POSE_{name.upper()}` |")]
     assert row.endswith(f" | {meaning} |")
     if field.default not in (None, ()):
         default = field.default
@@ -43,7 +45,7 @@ def test_readme_lists_every_setting_with_its_default_and_meaning(name: str) -> N
         assert f" | `{text}` | " in row
 
 
-def test_readme_lists_every_metric_with_its_labels_and_meaning() -> None:
+def test_settings_page_lists_every_metric_with_its_labels_and_meaning() -> None:
     metrics = vars(Metrics()).values()
     described = {
         f"{metric._name}{'_total' * (metric._type == 'counter')}"
@@ -52,11 +54,11 @@ def test_readme_lists_every_metric_with_its_labels_and_meaning() -> None:
         for metric in metrics
     }
     assert {f"| `{name}` | {meaning} |" for name, meaning in described.items()} == {
-        row for row in rows() if row.startswith("| `pose_")
+        row for row in rows(SETTINGS) if row.startswith("| `pose_")
     }
 
 
-def test_readme_lists_every_problem_with_its_status() -> None:
+def test_http_page_lists_every_problem_with_its_status() -> None:
     errors = [value for value in vars(app.errors).values() if isinstance(value, type)]
     problems = {
         (str(error.status), error.type)
@@ -66,25 +68,25 @@ def test_readme_lists_every_problem_with_its_status() -> None:
     listed = {
         (status, kind)
         for status, kinds in re.findall(
-            r"^\| (\d{3})[^|]*\| ([^|]*/problems/[^|]*)", README, re.MULTILINE
+            r"^\| (\d{3})[^|]*\| ([^|]*/problems/[^|]*)", HTTP, re.MULTILINE
         )
         for kind in re.findall(r"`(.+?)`", kinds)
     }
     assert listed == problems
 
 
-def test_readme_names_every_endpoint() -> None:
+def test_http_page_names_every_endpoint() -> None:
     paths = create_app(Settings()).openapi()["paths"]
     assert paths
-    named = set(re.findall(r"`(?:[A-Z]+ )?(/[a-z]*)`", README))
+    named = set(re.findall(r"`(?:[A-Z]+ )?(/[a-z]*)`", HTTP))
     assert paths.keys() - named == set()
 
 
-def test_readme_names_every_option_of_serve(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_page_names_every_option_of_serve(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "--help"])
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
-    [line] = re.findall(r"^posemux serve \[.*", README, re.MULTILINE)
+    [line] = re.findall(r"^posemux serve \[.*", COMMANDS, re.MULTILINE)
     assert set(re.findall(r"--[a-z-]+", line)) == options
 
 

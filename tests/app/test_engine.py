@@ -155,8 +155,41 @@ def test_it_takes_what_waits_as_soon_as_it_is_idle(make):
     running.pipeline.go.set()
     assert [result(future).model for future in futures] == [str(number) for number in range(10)]
     assert result(first).model == "255"
-    assert running.pipeline.batches == [[255], list(range(8)), [8, 9]]
+    assert running.pipeline.batches == [[255], list(range(6)), [6, 7, 8, 9]]
     assert running.engine.queue_depth == running.value("pose_queue_depth") == 0
+
+
+def test_a_batch_has_no_more_images_than_it_may(make):
+    running = make(max_batch_images=3).start()
+    running.occupy()
+    futures = [running.submit(number) for number in range(7)]
+    running.pipeline.go.set()
+    for future in futures:
+        result(future)
+    assert running.pipeline.batches == [[255], [0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_clients_that_ask_again_share_two_batches_equally(make):
+    """Not one batch for one of them, and then one for all the others."""
+
+    class Returning(Echo):
+        """While a batch is computed, those of the one before ask again."""
+
+        def __call__(self, images, options):
+            if 1 < len(self.batches) < 6:
+                futures.extend(running.submit(number) for number in self.batches[-1])
+            return super().__call__(images, options)
+
+    running = make()
+    futures = []
+    running.pipeline = Returning()
+    running.start()
+    running.occupy()
+    futures += [running.submit(number) for number in range(8)]
+    running.pipeline.go.set()
+    while futures:
+        result(futures.pop())
+    assert [len(batch) for batch in running.pipeline.batches[:6]] == [1, 5, 3, 4, 4, 4]
 
 
 def test_the_time_in_the_queue_is_told(make):
@@ -180,7 +213,7 @@ def test_one_poisoned_image_fails_alone(make):
         result(futures.pop(3))
     assert "secret" not in str(caught.value)
     assert [result(future).model for future in futures] == ["0", "1", "2", "4", "5"]
-    assert running.pipeline.batches[2:] == [[0], [1], [2], [3], [4], [5]]
+    assert running.pipeline.batches[1:] == [[0, 1, 2, 3], [0], [1], [2], [3], [4, 5]]
     assert running.value("pose_batch_failures_total") == 2
     assert running.engine.alive
     assert running.fatal == []
@@ -206,13 +239,13 @@ def test_a_pipeline_that_returns_too_few_answers_fails_the_job(make):
 
 
 def test_out_of_memory_halves_the_batch(make):
-    running = make().start()
+    running = make(max_batch_images=4).start()
     running.pipeline.largest = 2
     running.occupy()
     futures = [running.submit(number) for number in range(8)]
     running.pipeline.go.set()
     assert [result(future).model for future in futures] == [str(number) for number in range(8)]
-    assert [len(batch) for batch in running.pipeline.batches[1:]] == [8, 4, 2, 2, 4, 2, 2]
+    assert [len(batch) for batch in running.pipeline.batches[1:]] == [4, 2, 2, 4, 2, 2]
     assert running.engine.alive
 
 
