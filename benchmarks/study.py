@@ -38,7 +38,9 @@ from models.training.loop import card_of, normalise, plain_samples, train_pose, 
 from models.training.people import Augmentation, People
 from models.training.recipes import PoseRecipe, Stage
 
-BACKBONE, PYRAMID = "regnetx_002", 64
+#: What all variants start from: see `write_start`.
+TRAINED = models.card("dark-small").architecture
+BACKBONE, PYRAMID = TRAINED.backbone, TRAINED.pyramid
 START = "study-start"
 #: Side of the square input to epochs: width and height where it is not square.
 SIZES = {64: (64, 64), 128: (128, 128), 256: (192, 256)}
