@@ -93,7 +93,7 @@ def test_people_keep_their_ids_on_a_clip(tmp_path, capsys):
         frames = list(drawn)
     assert len(frames) == FRAMES
     changed = np.abs(frames[0].image.astype(int) - shown[0]).max(-1) > 60
-    assert 0.005 < changed.mean() < 0.2
+    assert 0.005 < changed.mean() < 0.3
 
 
 def test_batches_are_as_large_as_fit(clip, tmp_path):
