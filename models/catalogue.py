@@ -108,9 +108,9 @@ def complexity_of(entry: Card) -> Complexity:
 
     All others are counted, once for each architecture.
     """
-    known, cost = _published().get(entry.name, (None, None))
-    if known is not None and cost is not None and known.architecture == entry.architecture:
-        return cost
+    known = _published().get(entry.name)
+    if known is not None and known[0].architecture == entry.architecture:
+        return known[1]
     return _counted(json.dumps(entry.architecture.table()))
 
 

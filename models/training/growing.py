@@ -60,17 +60,20 @@ def _embed(name: str, taken: Tensor, fresh: Tensor) -> Tensor:
 def _dense(weight: Tensor) -> Tensor:
     """A grouped convolution's `(C, C / G, kH, kW)` as the `(C, C, kH, kW)` of an ungrouped one."""
     channels, width = weight.shape[:2]
-    # By output, the group that it belongs to and with it the inputs that it reads.
-    inputs = torch.arange(channels)[:, None] // width * width + torch.arange(width)
+    inputs = _inputs(channels, width)
     dense = weight.new_zeros((channels, channels, *weight.shape[2:]))
     return dense.scatter(1, inputs[..., None, None].expand_as(weight), weight)
 
 
 def _grouped(name: str, dense: Tensor, groups: int) -> Tensor:
     """The inverse of `_dense`."""
-    width = len(dense) // groups
-    inputs = torch.arange(len(dense))[:, None] // width * width + torch.arange(width)
+    inputs = _inputs(len(dense), len(dense) // groups)
     grouped = dense.gather(1, inputs[..., None, None].expand(-1, -1, *dense.shape[2:]))
     if grouped.count_nonzero() < dense.count_nonzero():
         raise ValueError(f"{name} has groups that lie across those of the larger network")
     return grouped
+
+
+def _inputs(channels: int, width: int) -> Tensor:
+    """`(C, width)`: for each output of a grouped convolution the inputs of its group."""
+    return torch.arange(channels)[:, None] // width * width + torch.arange(width)
