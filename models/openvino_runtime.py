@@ -1,4 +1,4 @@
-"""Networks run by OpenVINO, which takes a half to two thirds of PyTorch's time on a CPU.
+"""Networks run by OpenVINO, which takes two fifths to two thirds of PyTorch's time on a CPU.
 
 It computes in float32, and convolutions that round what they see and weigh in whole numbers: see
 `models.quantisation`.
