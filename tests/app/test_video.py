@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from app import cli, video
+from app import cli, render, video
 from app.clips import Clip, ClipError
 from app.pipeline import Poses
 from app.settings import Settings
@@ -92,8 +92,20 @@ def test_people_keep_their_ids_on_a_clip(tmp_path, capsys):
     with Clip(out, 10**6) as drawn:
         frames = list(drawn)
     assert len(frames) == FRAMES
-    changed = np.abs(frames[0].image.astype(int) - shown[0]).max(-1) > 60
-    assert 0.005 < changed.mean() < 0.3
+    with Clip(path, 10**6) as plain:
+        first = next(iter(plain)).image
+    seen = [result for result in body["predictions"] if result["image_id"] == 0]
+    corners = [(x, y, x + width, y + height) for x, y, width, height in (r["bbox"] for r in seen)]
+    expected = render.draw(
+        first,
+        np.reshape([result["keypoints"] for result in seen], (-1, 17, 3)),
+        np.array(corners),
+        np.array([result["score"] for result in seen]),
+        track_ids=np.array([result["track_id"] or 0 for result in seen]),
+    )
+    # A video's colours are coarse, and blurred around lines: nearer to the drawing than without it.
+    away = [np.abs(frames[0].image.astype(int) - image).mean() for image in (expected, first)]
+    assert away[0] < 0.4 * away[1]
 
 
 def test_batches_are_as_large_as_fit(clip, tmp_path):
