@@ -38,9 +38,10 @@ from models.training.loop import card_of, normalise, plain_samples, train_pose, 
 from models.training.people import Augmentation, People
 from models.training.recipes import PoseRecipe, Stage
 
-#: What all variants start from: see `write_start`.
-TRAINED = models.card("dark-small").architecture
-BACKBONE, PYRAMID = TRAINED.backbone, TRAINED.pyramid
+#: Whose backbone and pyramid all variants start from: see `write_start`.
+TRAINED = "simcc-small"
+BACKBONE = models.card(TRAINED).architecture.backbone
+PYRAMID = models.card(TRAINED).architecture.pyramid
 START = "study-start"
 #: Side of the square input to epochs: width and height where it is not square.
 SIZES = {64: (64, 64), 128: (128, 128), 256: (192, 256)}
@@ -114,17 +115,17 @@ def recipe(name: str, architecture: Architecture, size: int, seed: int) -> PoseR
 
 
 def write_start(runs: Path) -> None:
-    """What all start from: dark-small's backbone and pyramid, under heads with random weights.
+    """What all start from: a bundled model's backbone and pyramid, under heads with random weights.
 
-    Features that learned heatmaps favour heatmaps a little; random ones learn nothing in a schedule
-    this short.
+    They were trained with heatmaps for most of the time, which favours heatmaps; random ones learn
+    nothing in a schedule this short. A file that lies there already is taken as it is.
     """
     path = runs / START / f"{START}.safetensors"
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    trained = models.load("dark-small")
-    # Without its head: SimCC would take over maps that a heatmap head trained.
+    trained = models.load(TRAINED)
+    # Without its head: heatmaps and SimCC would take over maps that a trained head made.
     trained.network.head = torch.nn.Identity()
     trained.save(path)
 
