@@ -25,16 +25,19 @@ def available(root: Path = Path("/")) -> int:
     return max(min([len(os.sched_getaffinity(0)), *quotas]), 1)
 
 
-def multiplies_int8(root: Path = Path("/")) -> bool:
-    """Whether the CPU has instructions for products of eight-bit numbers: VNNI of AVX-512 or AVX.
+def weight_bits(root: Path = Path("/")) -> int:
+    """How large weights may be that the CPU multiplies by numbers of eight bits, in bits.
 
-    Without them, sums of two such products are cut to sixteen bits on the way.
+    8 with VNNI, of AVX-512 or AVX. With AVX2 alone 7: sums of two products are cut to sixteen bits
+    on the way, which those of larger weights do not fit into. 0 where neither is known of.
 
     Args:
         root: what `proc` is in.
     """
     words = _read(root / "proc/cpuinfo").split()
-    return "avx512_vnni" in words or "avx_vnni" in words
+    if "avx512_vnni" in words or "avx_vnni" in words:
+        return 8
+    return 7 if "avx2" in words else 0
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -55,10 +55,11 @@ class Runtime:
         self._precision = precision
         #: Whether any network was left to PyTorch.
         self.torch_computes = False
-        self._int8 = self._openvino and precision != "float32" and cpus.multiplies_int8()
-        if precision == "int8" and not self._int8:
+        may_round = self._openvino and precision != "float32"
+        self._weight_bits = cpus.weight_bits() if may_round else 0
+        if precision == "int8" and not self._weight_bits:
             raise ValueError(
-                "POSE_PRECISION=int8 takes OpenVINO, and a CPU with the VNNI instructions: "
+                "POSE_PRECISION=int8 takes OpenVINO, and a CPU with AVX2 or VNNI instructions: "
                 "accepted here are auto and float32"
             )
 
@@ -89,13 +90,15 @@ class Runtime:
             )
         if not self._openvino:
             return self._torch(network)
-        if not self._int8:
+        if not self._weight_bits:
             ranges = None
         try:
             # Only where it is used: it takes a tenth of a second to import.
             from models.openvino_runtime import OpenVinoRunner
 
-            return OpenVinoRunner(network, example, any_size, self._threads, ranges)
+            return OpenVinoRunner(
+                network, example, any_size, self._threads, ranges, self._weight_bits
+            )
         except (ImportError, ConversionError) as error:
             if ranges is not None and self._precision == "int8":
                 raise ValueError(f"POSE_PRECISION=int8 cannot run {name}: {error}") from error

@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     """What runs the networks: auto (OpenVINO on a CPU, else torch), torch or openvino."""
 
     precision: Precision = "auto"
-    """What OpenVINO computes convolutions in: auto (the detector's in int8 where the CPU has VNNI
-    instructions, the pose networks' in float32), float32, or int8 for all of them."""
+    """What OpenVINO computes convolutions in: auto (the detector's in int8 where the CPU has AVX2
+    or VNNI instructions, the pose networks' in float32), float32, or int8 for all of them."""
 
     compute_threads: int = Field(default=0, ge=0)
     """CPU threads that a network computes with; 0 takes as many as the process may use, by its

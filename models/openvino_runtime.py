@@ -52,6 +52,7 @@ class OpenVinoRunner:
         any_size: whether height and width may be others than the example's.
         threads: how many compute.
         ranges: of its convolutions, which then compute in eight bits; in float32 if left out.
+        weight_bits: of their weights, see `models.quantisation.quantised`.
 
     Raises:
         ConversionError: OpenVINO does not know all of the network's operations, or gives other
@@ -65,6 +66,7 @@ class OpenVinoRunner:
         any_size: bool,
         threads: int,
         ranges: Ranges | None = None,
+        weight_bits: int = 8,
     ) -> None:
         height, width = (-1, -1) if any_size else example.shape[2:]
         settings = {
@@ -77,7 +79,7 @@ class OpenVinoRunner:
         }
         try:
             if ranges is not None:
-                network = quantised(network, ranges)
+                network = quantised(network, ranges, weight_bits)
             model = _converted(network, example)
             model.reshape([-1, 3, height, width])
             if not all(output.partial_shape[0].is_dynamic for output in model.outputs):

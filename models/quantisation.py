@@ -33,7 +33,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 #: Steps between the least and the largest number of eight bits.
 _STEPS = 255
-#: The largest weight: -128 stays unused, so that zero is in the middle.
+#: The largest weight of eight bits: -128 stays unused, so that zero is in the middle.
 _LARGEST = 127
 
 
@@ -62,12 +62,14 @@ def observed(network: nn.Module) -> Iterator[Ranges]:
             hook.remove()
 
 
-def quantised(network: nn.Module, ranges: Ranges) -> nn.Module:
+def quantised(network: nn.Module, ranges: Ranges, weight_bits: int = 8) -> nn.Module:
     """A copy whose convolutions see and weigh with numbers of eight bits only.
 
     Args:
         network: ready for inference.
         ranges: see `observed`.
+        weight_bits: how many of the eight weights take. 7 is for CPUs that keep the sum of two
+            products in sixteen bits: they would cut one of 2 * 255 * 127.
 
     Raises:
         ValueError: the ranges are not those of this network's convolutions.
@@ -81,7 +83,8 @@ def quantised(network: nn.Module, ranges: Ranges) -> nn.Module:
     for name, ends in ranges.items():
         convolution = convolutions[name]
         convolution.register_forward_pre_hook(partial(_round_input, *ends))
-        register_parametrization(convolution, "weight", _RoundedWeights(convolution.weight))
+        rounded = _RoundedWeights(convolution.weight, 2 ** (weight_bits - 1) - 1)
+        register_parametrization(convolution, "weight", rounded)
     return network
 
 
@@ -94,16 +97,22 @@ def _round_input(
 
 
 class _RoundedWeights(nn.Module):
-    """Weights `(out, in, h, w)` as eight bits hold them, each output channel by its largest one."""
+    """Weights `(out, in, h, w)` as eight bits hold them, each output channel by its largest one.
 
-    def __init__(self, weights: Tensor) -> None:
+    Args:
+        weights: what is rounded.
+        largest: what the largest one of each channel becomes.
+    """
+
+    def __init__(self, weights: Tensor, largest: int) -> None:
         super().__init__()
-        scales = weights.detach().abs().amax((1, 2, 3)).clamp_min(1e-12) / _LARGEST
+        scales = weights.detach().abs().amax((1, 2, 3)).clamp_min(1e-12) / largest
         self.register_buffer("scales", scales)
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int32))
 
     def forward(self, weights: Tensor) -> Tensor:
         scales, zeros = cast(Tensor, self.scales), cast(Tensor, self.zeros)
+        # Within the ends of eight bits whatever is used of them: what runtimes know.
         return torch.fake_quantize_per_channel_affine(
             weights, scales, zeros, 0, -_LARGEST, _LARGEST
         )

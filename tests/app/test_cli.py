@@ -118,7 +118,7 @@ def test_quantise_notes_what_the_networks_see(
     assert ranges is not None
     # Pictures are numbers from 0 to 1.
     assert ranges["model.model.0.conv"] == (0.0, 1.0)
-    monkeypatch.setattr("app.runtime.cpus.multiplies_int8", lambda: True)
+    monkeypatch.setattr("app.runtime.cpus.weight_bits", lambda: 7)
     settings = Settings(models=(str(mine),), precision="int8", detector_weights=detector)
     pipeline = build_pipeline(settings, Metrics())
     [poses] = pipeline([cv2.imread(str(BUS), cv2.IMREAD_COLOR_RGB)], [Options("mine")])

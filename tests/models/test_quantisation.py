@@ -61,17 +61,18 @@ def test_zero_lies_in_every_range(network: Layers) -> None:
     assert seen(network, crops().abs() + 1)["first"][0] == 0.0
 
 
-def test_what_comes_out_is_that_of_whole_numbers(network: Layers) -> None:
+@pytest.mark.parametrize(("bits", "most"), [(8, 127), (7, 63)])
+def test_what_comes_out_is_that_of_whole_numbers(network: Layers, bits: int, most: int) -> None:
     ranges = seen(network, crops())
-    copy = quantised(network, ranges)
+    copy = quantised(network, ranges, bits)
     first = network.first
     least, largest = ranges["first"]
     scale = (largest - least) / 255
     zero = round(-least / scale)
     inputs = (crops() / scale).round().add(zero).clamp(0, 255) - zero
-    scales = first.weight.abs().amax((1, 2, 3)) / 127
+    scales = first.weight.abs().amax((1, 2, 3)) / most
     weights = (first.weight / scales[:, None, None, None]).round()
-    assert weights.abs().max() == 127
+    assert weights.abs().max() == most
     whole = nn.functional.conv2d(inputs.double(), weights.double(), padding=1)
     expected = whole * scale * scales[:, None, None]
     found = cast(Layers, copy).first(crops())
@@ -89,11 +90,20 @@ def test_rounding_costs_little(network: Layers) -> None:
 
 def test_openvino_computes_the_same(network: Layers) -> None:
     ranges = seen(network, crops())
-    runner = OpenVinoRunner(network, crops(2), False, 1, ranges)
-    expected = quantised(network, ranges)(crops())
+    runner = OpenVinoRunner(network, crops(2), False, 1, ranges, weight_bits=7)
+    expected = quantised(network, ranges, weight_bits=7)(crops())
     torch.testing.assert_close(runner(crops()), expected, rtol=0, atol=0.03)
     exact = OpenVinoRunner(network, crops(2), False, 1)(crops())
     assert not torch.allclose(exact, runner(crops()), atol=1e-4)
+
+
+def test_weights_of_seven_bits_are_multiplied_by_every_cpu() -> None:
+    """All inputs and weights as large as they get: CPUs without VNNI would cut those of eight."""
+    layer = nn.Conv2d(3, 8, 3, bias=False).requires_grad_(False)
+    layer.weight.fill_(1.0)
+    runner = OpenVinoRunner(layer, crops(2), False, 1, {"": (0.0, 1.0)}, weight_bits=7)
+    ones = torch.ones(4, 3, 8, 8)
+    torch.testing.assert_close(runner(ones), layer(ones), rtol=1e-4, atol=0)
 
 
 def test_ranges_of_another_network_are_refused(network: Layers) -> None:
