@@ -29,6 +29,7 @@ from tqdm import tqdm
 from app.errors import NotFiniteError
 from app.runtime import Runtime
 from models.files import replacing
+from models.pose_model import full_precision
 from models.quantisation import Ranges, read_ranges
 from models.training.datasets import CocoSet, Picture, is_crowd_like
 from models.training.precision import mixed_precision
@@ -119,10 +120,10 @@ class YoloDetector:
         if not isinstance(head, Detect):
             raise ValueError(f"the detector's head is a {type(head).__name__}, not one of YOLO")
         # Colours innermost: what convolutions are quickest with, by a third and more on a CPU.
-        heads = _Heads(model).to(device).to(memory_format=torch.channels_last)
+        runtime = runtime or Runtime("torch", device)
+        heads = _Heads(model).to(device, runtime.dtype).to(memory_format=torch.channels_last)
         self._strides = head.stride.to(device)
         side = int(head.stride.max())
-        runtime = runtime or Runtime("torch", device)
         example = torch.zeros(2, 3, 2 * side, 3 * side)
         self.network: nn.Module = heads
         self._run = runtime("the detector", heads, example, any_size=True, ranges=ranges)
@@ -158,7 +159,7 @@ class YoloDetector:
         for members in groups.values():
             batch = torch.stack([letterboxes[index].canvas for index in members])
             shape = (batch.shape[1], batch.shape[2])
-            raw = self._run(batch.float().div_(255).permute(0, 3, 1, 2))
+            raw = full_precision(self._run(batch.float().div_(255).permute(0, 3, 1, 2)))
             person, box, score = _candidates(raw, shape, self._strides, min_score)
             owners.append(torch.tensor(members, device=self._device)[person])
             boxes.append(box)

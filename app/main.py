@@ -114,20 +114,19 @@ def build_pipeline(
         loaded = [models.load(layout, weights)]
     if not calibrated:
         loaded = [model.uncalibrated() for model in loaded]
-    pose_models = {model.card.name: model.to(device) for model in loaded}
-    runners = {}
+    pose_models = {model.card.name: model.to(device, runtime.dtype) for model in loaded}
+    estimators = {}
     for source, (name, model) in zip(given, pose_models.items(), strict=True):
         path = sources.path_of(source, settings.weights_dir)
         # Only where it is asked for: their answers are otherwise the same in every runtime.
         ranges = read_ranges(path) if settings.precision == "int8" else None
-        example = torch.zeros(2, 3, *reversed(model.input_size))
-        runners[name] = runtime(name, model.network, example, ranges=ranges)
+        estimators[name] = runtime.estimator(name, model, settings.max_batch_people, ranges)
     if not runtime.torch_computes:
         # What is left to PyTorch is small, and its threads, which wait at full speed for a while
         # after everything they did, would take the processor that OpenVINO computes on.
         torch.set_num_threads(1)
     return Pipeline(
-        detector, pose_models, device, settings.max_batch_people, metrics, as_authors, runners
+        detector, pose_models, device, settings.max_batch_people, metrics, as_authors, estimators
     )
 
 

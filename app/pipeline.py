@@ -22,7 +22,7 @@ from app.metrics import Metrics
 from models import reference
 from models.geometry import apply_affines, crop_regions, invert_affines
 from models.pose_model import PoseModel
-from models.runtime import Runner, TorchRunner
+from models.runtime import Estimator, TorchRunner, estimator
 from models.skeletons import Skeleton
 
 #: Joints below this score do not count in a person's score. For raw scores mmpose's and PCT's
@@ -108,7 +108,8 @@ class Pipeline:
         metrics: where stages, batches, images and persons are counted, if anywhere.
         as_authors: whether outputs become keypoints and scores by the arithmetic of the models'
             authors, see `models.reference`, whose scores have no bounds.
-        runners: what runs the pose models' networks, by name; PyTorch runs those that are not here.
+        estimators: from crops to joints, by the pose models' names; PyTorch alone computes for
+            those that are not here.
     """
 
     def __init__(
@@ -119,14 +120,15 @@ class Pipeline:
         max_batch_people: int,
         metrics: Metrics | None = None,
         as_authors: bool = False,
-        runners: Mapping[str, Runner] | None = None,
+        estimators: Mapping[str, Estimator] | None = None,
     ) -> None:
         self._detector = detector
         self._pose_models = dict(pose_models)
-        self._runners: dict[str, Runner] = {
-            name: TorchRunner(model.network) for name, model in pose_models.items()
+        self._estimators = {
+            name: estimator(model, TorchRunner(model.network))
+            for name, model in pose_models.items()
         }
-        self._runners.update(runners or {})
+        self._estimators.update(estimators or {})
         self._device = device
         self._max_batch_people = max_batch_people
         self._metrics = metrics or Metrics()
@@ -278,8 +280,7 @@ class Pipeline:
             with work.stage("crop"):
                 crops = crop(batch, owners[part], affines[part], model.crop_form)
             with work.stage("pose"):
-                raw = self._raw(name, crops, flips[part], work)
-                keypoints = self._keypoints(model, raw, flips[part])
+                raw, keypoints = self._estimated(name, crops, flips[part], work)
             with work.stage("postprocess"):
                 inverse = invert_affines(affines[part])
                 points = apply_affines(inverse, keypoints[..., :2])
@@ -291,30 +292,28 @@ class Pipeline:
                         explained[image].append(explanation)
         return torch.cat(parts)
 
-    def _raw(self, name: str, crops: Tensor, flips: npt.NDArray[np.bool_], work: _Work) -> Any:
-        """The network's outputs of all crops, and then of the mirrored ones where asked."""
-        if flips.any():
-            crops = torch.cat((crops, crops[self._rows_of(flips)].flip(-1)))
-        work.batches.append(("pose", len(crops)))
-        return self._runners[name](crops)
+    def _estimated(
+        self, name: str, crops: Tensor, flips: npt.NDArray[np.bool_], work: _Work
+    ) -> tuple[Any, Tensor]:
+        """Raw outputs of all crops, and then of the mirrored ones where asked, and keypoints.
 
-    def _keypoints(self, model: PoseModel, raw: Any, flips: npt.NDArray[np.bool_]) -> Tensor:
-        """Keypoints `(N, K, 3)` in crop pixels, averaged with the mirrored crop's where asked."""
-        count = len(flips)
+        The keypoints `(N, K, 3)` are in crop pixels, averaged with the mirrored crop's where asked.
+        """
+        model, count = self._pose_models[name], len(crops)
+        mirrored = self._rows_of(flips) if flips.any() else None
+        if mirrored is not None:
+            crops = torch.cat((crops, crops[mirrored].flip(-1)))
+        work.batches.append(("pose", len(crops)))
+        raw, keypoints = self._estimators[name](crops)
         if self.as_authors:
             keypoints = reference.decode(model, _rows(raw, slice(count)))
-            if flips.any():
-                mirrored = self._rows_of(flips)
+            if mirrored is not None:
                 own, flipped = _rows(raw, mirrored), _rows(raw, slice(count, None))
                 keypoints[mirrored] = reference.decode(model, own, flipped)
-            return keypoints
-        # Decoding looks for what is largest, and may well make something finite of infinity.
-        keypoints = model.decode(raw).masked_fill(~_finite(raw)[:, None, None], torch.nan)
-        if flips.any():
-            mirrored = self._rows_of(flips)
+        elif mirrored is not None:
             keypoints, flipped = keypoints[:count], keypoints[count:]
             keypoints[mirrored] = model.flip_merge(keypoints[mirrored], flipped)
-        return keypoints
+        return raw, keypoints
 
     def _finish(
         self,
@@ -369,16 +368,6 @@ class Pipeline:
 def _rows(raw: Any, rows: slice | Tensor) -> Any:
     """A network's outputs for some of its crops."""
     return tuple(part[rows] for part in raw) if isinstance(raw, tuple) else raw[rows]
-
-
-def _finite(raw: Any) -> Tensor:
-    """`(N,)`: for which crops all of a network's outputs are numbers.
-
-    A sum is one only where all that is summed up are, and takes a twentieth of the time.
-    """
-    parts = raw if isinstance(raw, tuple) else (raw,)
-    sums = [part.flatten(1).sum(1, dtype=torch.float32) for part in parts]
-    return torch.stack(sums).isfinite().all(0)
 
 
 def _explain(model: PoseModel, raw: Any, inverse: Tensor, rows: Tensor) -> list[Explanation]:

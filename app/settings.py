@@ -66,11 +66,13 @@ class Settings(BaseSettings):
     """Where the networks run: auto (the first GPU, else the CPU), cpu, cuda or cuda:N."""
 
     runtime: Choice = "auto"
-    """What runs the networks: auto (OpenVINO on a CPU, else torch), torch or openvino."""
+    """What runs the networks: auto (OpenVINO on a CPU, else torch), torch, openvino, or graphs
+    (torch in CUDA graphs)."""
 
     precision: Precision = "auto"
-    """What OpenVINO computes convolutions in: auto (the detector's in int8 where the CPU has AVX2
-    or VNNI instructions, the pose networks' in float32), float32, or int8 for all of them."""
+    """What networks compute in: auto (the detector's convolutions in int8 where OpenVINO runs them
+    on a CPU with AVX2 or VNNI instructions, all else in float32), float32, int8 for all
+    convolutions on such a CPU, or float16 on a GPU."""
 
     compute_threads: int = Field(default=0, ge=0)
     """CPU threads that a network computes with; 0 takes as many as the process may use, by its

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+
+from models.runtime import TorchRunner
 
 #: Calls before a capture: PyTorch's notes have three. The first fills caches and chooses kernels.
 _WARM_UP = 3
@@ -53,8 +55,8 @@ class GraphRunner:
     One thread may use it, on one stream.
 
     Args:
-        compute: a batch to a tensor or a tuple of tensors, all with one row for each of the
-            batch's; for instance a network and its representation's decoding.
+        compute: a batch to tensors, in whatever tuples, all with one row for each of the batch's;
+            for instance a network and its representation's decoding.
         shape: of one row, `(3, height, width)`.
         dtype: what `compute` is given, whatever a batch comes in.
         device: a CUDA device; `compute` has its weights there.
@@ -98,10 +100,10 @@ class GraphRunner:
         largest = self._sizes[-1]
         if len(batch) > largest:
             starts = range(0, len(batch), largest)
-            parts = [_clone(self(batch[start : start + largest])) for start in starts]
-            if isinstance(parts[0], Tensor):
-                return torch.cat(parts)
-            return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+            first, *rest = (
+                tree_map(Tensor.clone, self(batch[start : start + largest])) for start in starts
+            )
+            return tree_map(lambda *column: torch.cat(column), first, *rest)
         replay, outputs = self._graphs[bucket_of(len(batch), self._sizes)]
         # Also converts: one kernel for both.
         self._batch[: len(batch)].copy_(batch)
@@ -109,8 +111,42 @@ class GraphRunner:
         return tree_map(lambda output: output[: len(batch)], outputs)
 
 
-def _clone(outputs: Any) -> Any:
-    return tree_map(Tensor.clone, outputs)
+class GraphsBySize:
+    """A network's graphs for pictures of several sizes: a `Runner`.
+
+    A size's graphs are captured when its first picture comes, which then takes a moment. Of many
+    sizes the first few get graphs, and the others none: each keeps memory for good.
+
+    Args:
+        network: takes its weights' type.
+        device: a CUDA device, where the weights are.
+        most: how many sizes get graphs.
+        sizes: as of `GraphRunner`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        most: int = 8,
+        sizes: tuple[int, ...] = buckets(8),
+    ) -> None:
+        self._eager = TorchRunner(network)
+        self._dtype = next(network.parameters()).dtype
+        self._device, self._most, self._sizes = device, most, sizes
+        self._graphs: dict[torch.Size, GraphRunner] = {}
+
+    def __call__(self, crops: Tensor) -> Any:
+        """Run the network: see `Runner`."""
+        shape = crops.shape[1:]
+        if shape not in self._graphs:
+            if len(self._graphs) == self._most:
+                return self._eager(crops)
+            colours, height, width = shape
+            self._graphs[shape] = GraphRunner(
+                self._eager, (colours, height, width), self._dtype, self._device, self._sizes
+            )
+        return self._graphs[shape](crops)
 
 
 @contextmanager

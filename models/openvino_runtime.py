@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.quantisation import Ranges, quantised
-from models.runtime import ConversionError
+from models.runtime import ConversionError, answers_differ
 
 # OpenVINO does without what is not installed; imported by somebody else before, it stays.
 sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
@@ -149,11 +149,8 @@ class OpenVinoRunner:
             found = self(crops)
         except RuntimeError as error:
             raise ConversionError(_first_line(error)) from error
-        pairs = zip(found, expected, strict=True) if self._several else [(found, expected)]
-        for ours, theirs in pairs:
-            limit = tolerance * theirs.norm().clamp_min(1e-6)
-            if ours.shape != theirs.shape or not (ours - theirs).norm() <= limit:
-                raise ConversionError("OpenVINO's answers are not those of PyTorch")
+        if answers_differ(found, expected, tolerance):
+            raise ConversionError("OpenVINO's answers are not those of PyTorch")
 
 
 @cache

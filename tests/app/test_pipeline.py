@@ -15,14 +15,17 @@ from app.engine import Engine
 from app.errors import NotFiniteError
 from app.metrics import Metrics
 from app.pipeline import Options, Pipeline, oks_nms
+from models import cuda_graphs
 from models.calibration import Calibration
 from models.coco import OKS_SIGMAS
+from models.cuda_graphs import GraphRunner
 from models.export import ImageToPoses
 from models.heatmap import Heatmap
 from models.network import Architecture
 from models.pose_model import MEAN, STD, Card, PoseModel
-from models.runtime import TorchRunner
+from models.runtime import TorchRunner, estimator
 from models.simcc import SimCC
+from tests.models.graphs_support import Recalled
 
 CPU = torch.device("cpu")
 FIXTURES = Path(__file__).parents[3] / "shared/reference/fixtures"
@@ -343,8 +346,8 @@ class Poisoned:
 @pytest.mark.parametrize("name", ["simcc-small", "dark-small", "pct-small"])
 def test_one_number_that_is_not_finite_is_found(bundled, name, flip_test, number):
     model = bundled[name]
-    poisoned = {name: Poisoned(TorchRunner(model.network), number)}
-    pipeline = Pipeline(KnownPeople({}), {name: model}, CPU, 64, runners=poisoned)
+    poisoned = {name: estimator(model, Poisoned(TorchRunner(model.network), number))}
+    pipeline = Pipeline(KnownPeople({}), {name: model}, CPU, 64, estimators=poisoned)
     boxes = boxes_of(PEOPLE[(150, 200)])
     with pytest.raises(NotFiniteError):
         pipeline([IMAGES[(150, 200)]], [Options(name, boxes=boxes, flip_test=flip_test)])
@@ -353,6 +356,32 @@ def test_one_number_that_is_not_finite_is_found(bundled, name, flip_test, number
 @pytest.fixture(scope="module")
 def bundled():
     return {name: models.load(name) for name in ("simcc-small", "dark-small", "pct-small")}
+
+
+@pytest.mark.parametrize("name", ["simcc-small", "dark-small", "pct-small"])
+def test_answers_may_lie_in_memory_that_is_written_to_again(bundled, name, monkeypatch):
+    """As those out of CUDA graphs do, here in several parts, mirrored and explained."""
+    monkeypatch.setattr(cuda_graphs, "_Capture", Recalled)
+    model = bundled[name]
+    width, height = model.input_size
+    compute = estimator(model, TorchRunner(model.network))
+    graphs = GraphRunner(compute, (3, height, width), torch.float32, CPU, (1, 2, 4))
+    boxes = boxes_of(PEOPLE[(150, 200)] * 3)
+    images = [IMAGES[(150, 200)], IMAGES[(220, 130)]]
+    options = [
+        Options(name, boxes=boxes, explain=True),
+        Options(name, boxes=boxes[:1], flip_test=True),
+    ]
+    found, expected = (
+        Pipeline(KnownPeople({}), {name: model}, CPU, 4, estimators=estimators)(images, options)
+        for estimators in ({name: graphs}, None)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours.keypoints, theirs.keypoints, atol=1e-3)
+    pairs = zip(found[0].explanations, expected[0].explanations, strict=True)
+    for ours, theirs in pairs:
+        for key, value in theirs.seen.items():
+            np.testing.assert_allclose(ours.seen[key], value, atol=1e-4)
 
 
 def test_only_the_image_of_what_is_not_finite_fails(spotter):

@@ -10,17 +10,22 @@ import torch
 from torch import nn
 from torchvision.ops import box_iou
 
+import models
 from app.cli import main
 from app.main import build_detector, build_pipeline, build_runtime
 from app.metrics import Metrics
 from app.pipeline import Options
 from app.runtime import Runtime
 from app.settings import Settings
+from models import cuda_graphs
+from models.cuda_graphs import GraphRunner, GraphsBySize
 from models.openvino_runtime import OpenVinoRunner
-from models.runtime import TorchRunner
+from models.runtime import TorchRunner, estimator
+from tests.models.graphs_support import Recalled
 from tests.photos import BUS, ZIDANE
 
 CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 NAMES = Settings.model_fields["models"].default
 
 
@@ -141,6 +146,64 @@ class Unheard(nn.Module):
 
     def forward(self, crops):
         return torch.linalg.svdvals(crops) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("asked", "setting"),
+    [({"choice": "graphs"}, "RUNTIME=graphs"), ({"precision": "float16"}, "PRECISION=float16")],
+)
+def test_some_of_it_is_for_gpus(asked, setting):
+    with pytest.raises(ValueError, match=f"POSE_{setting} is for a GPU, and the device is cpu"):
+        Runtime(**{"choice": "auto", **asked}, device=CPU)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """A runtime of CUDA graphs, which computes on the CPU."""
+    monkeypatch.setattr(cuda_graphs, "_Capture", Recalled)
+    runtime = Runtime("graphs", torch.device("cuda"))
+    monkeypatch.setattr(runtime, "_device", CPU)
+    return runtime
+
+
+def test_graphs_hold_all_from_crops_to_joints(graphs):
+    model = models.load("dark-small")
+    graphed = graphs.estimator("dark-small", model, 4)
+    assert isinstance(graphed, GraphRunner)
+    crops = torch.rand(7, 3, 256, 192)
+    [_, found], [_, expected] = graphed(crops), estimator(model, TorchRunner(model.network))(crops)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
+    assert isinstance(graphs("the detector", model.network, crops, any_size=True), GraphsBySize)
+
+
+@pytest.mark.parametrize("fault", ["other answers", "no answer"])
+def test_graphs_that_answer_otherwise_are_not_taken(graphs, monkeypatch, fault):
+    class Faulty(Recalled):
+        def __call__(self, compute, batch):
+            _, outputs = super().__call__(compute, batch)
+            if fault == "no answer":
+                raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            outputs[0].zero_()
+            return (lambda: None), outputs
+
+    monkeypatch.setattr(cuda_graphs, "_Capture", Faulty)
+    with pytest.raises(ValueError, match=r"^POSE_RUNTIME=graphs cannot run dark-small: [^\n]+$"):
+        graphs.estimator("dark-small", models.load("dark-small"), 2)
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_graphs_find_the_same_people(pipelines, photos, precision):
+    settings = Settings(runtime="graphs", device="cuda", precision=precision)
+    graphed = build_pipeline(settings, Metrics())
+    for name in NAMES:
+        options = [Options(name)] * len(photos)
+        expected = pipelines["torch"](photos, options)
+        for ours, theirs in zip(graphed(photos, options), expected, strict=True):
+            assert len(ours.scores) == len(theirs.scores)
+            off = np.abs(ours.keypoints - theirs.keypoints)[theirs.keypoints[..., 2] > 0.5]
+            # Noise has many equal peaks, and half precision moves a few joints further.
+            assert np.quantile(off[:, :2], 0.9) < (0.5 if precision == "float32" else 1.5)
 
 
 def test_auto_takes_openvino_on_a_cpu_where_it_can(caplog):

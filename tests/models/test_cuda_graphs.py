@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 import models
 from models import catalogue, cuda_graphs
-from models.cuda_graphs import GraphRunner, bucket_of, buckets
+from models.cuda_graphs import GraphRunner, GraphsBySize, bucket_of, buckets
 from models.layouts import architecture_of
 from models.pose_model import PoseModel
 from models.training.loop import card_of
+from tests.models.graphs_support import Recalled
 
 CPU = torch.device("cpu")
 SHAPE = (3, 8, 6)
@@ -37,26 +38,6 @@ def test_a_bucket_is_the_smallest_that_holds_the_batch():
     for count in (0, 129):
         with pytest.raises(ValueError, match=f"1 to 128 rows, not {count}"):
             bucket_of(count, sizes)
-
-
-class Recalled:
-    """Stands in for captured graphs where there is no GPU: a replay computes once more.
-
-    As with a graph, it sees nothing but the memory that it was captured with, and leaves the
-    outputs in the memory that they had then.
-    """
-
-    def __init__(self, device):
-        self.sizes = []
-
-    def __call__(self, compute, batch):
-        self.sizes.append(len(batch))
-        outputs = compute(batch)
-
-        def replay():
-            tree_map(lambda old, new: old.copy_(new), outputs, compute(batch))
-
-        return replay, outputs
 
 
 @pytest.fixture
@@ -88,6 +69,37 @@ def test_one_output_is_as_good_as_several():
     for count in (3, 9):
         batch = torch.randn(count, *SHAPE)
         torch.testing.assert_close(runner(batch), batch + 1)
+
+
+@pytest.mark.usefixtures("captured")
+def test_outputs_may_lie_in_tuples_of_tuples():
+    def compute(batch):
+        return two_sums(batch), batch + 1
+
+    runner = GraphRunner(compute, SHAPE, torch.float32, CPU, buckets(4))
+    for count in (3, 9):
+        batch = torch.randn(count, *SHAPE)
+        torch.testing.assert_close(runner(batch), compute(batch))
+
+
+@pytest.mark.usefixtures("captured")
+def test_pictures_of_several_sizes_have_graphs_of_their_own(small):
+    captures = []
+
+    class Counted(Recalled):
+        def __call__(self, compute, batch):
+            captures.append(tuple(batch.shape))
+            return super().__call__(compute, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_graphs, "_Capture", Counted)
+        runner = GraphsBySize(small, CPU, most=2, sizes=(1, 4))
+        # The third size has to do without.
+        for height, width in ((8, 6), (6, 8), (8, 6), (10, 10), (6, 8)):
+            for count in (3, 1, 6):
+                batch = torch.randn(count, 3, height, width)
+                torch.testing.assert_close(runner(batch), small(batch))
+    assert captures == [(4, 3, 8, 6), (1, 3, 8, 6), (4, 3, 6, 8), (1, 3, 6, 8)]
 
 
 @pytest.mark.usefixtures("captured")
