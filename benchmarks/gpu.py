@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -520,26 +520,35 @@ def measure_pipeline(work: Measuring, names: Sequence[str]) -> None:
     encoded = cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes()
     decoding = work.seconds(lambda: images.decode(encoded, 10**6))
     work.report["host"] = {"images_decoded_a_second_and_core": 1 / decoding}
-    settings = Settings(
-        device=str(work.device),
-        models=tuple(names),
-        representation=models.card(names[0]).representation,
-    )
-    pipeline = build_pipeline(settings, Metrics())
-    pipeline.warm_up()
-    for name in names:
-        for batch in work.size.images:
-            if not work.may(f"the pipeline with {name}, {batch} pictures", 5):
-                continue
-            pictures, options = [picture] * batch, [Options(name)] * batch
-            seconds = work.seconds(
-                lambda pictures=pictures, options=options: pipeline(pictures, options)
-            )
-            answers = pipeline(pictures, options)
-            stages = {stage: 1000 * spent for stage, spent in answers[0].timings.items()}
-            people = float(np.mean([len(answer.scores) for answer in answers]))
-            row = {"model": name, "images": batch, "people": people, "rate": batch / seconds}
-            work.add("pipeline", **row, milliseconds=stages)
+    ways: list[dict[str, Any]] = [{"runtime": "torch", "precision": "float32"}]
+    if work.captures:
+        ways.append({"runtime": "graphs", "precision": "float16"})
+    for way in ways:
+        settings = Settings(
+            device=str(work.device),
+            models=tuple(names),
+            representation=models.card(names[0]).representation,
+            **way,
+        )
+        try:
+            pipeline = build_pipeline(settings, Metrics())
+        except ValueError as error:
+            work.add("left_out", what=f"the pipeline, {' '.join(way.values())}", why=str(error))
+            continue
+        pipeline.warm_up()
+        for name in names:
+            for batch in work.size.images:
+                if not work.may(f"the pipeline with {name}, {batch} pictures", 5):
+                    continue
+                pictures, options = [picture] * batch, [Options(name)] * batch
+                ask = partial(pipeline, pictures, options)
+                seconds = work.seconds(ask)
+                answers = ask()
+                stages = {stage: 1000 * spent for stage, spent in answers[0].timings.items()}
+                people = float(np.mean([len(answer.scores) for answer in answers]))
+                row = {"model": name, "way": " ".join(way.values()), "images": batch}
+                row |= {"people": people, "rate": batch / seconds}
+                work.add("pipeline", **row, milliseconds=stages)
 
 
 # --------------------------------------------------------------------------------- the report
@@ -615,6 +624,7 @@ _PARTS = {
 }
 _PIPELINE = {
     "model": "{model}",
+    "way": "{way}",
     "images": "{images}",
     "people found": "{people:.1f}",
     "images/s": "{rate:.1f}",
