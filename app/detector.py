@@ -119,8 +119,8 @@ class YoloDetector:
         head = cast(nn.Sequential, model.model)[-1]
         if not isinstance(head, Detect):
             raise ValueError(f"the detector's head is a {type(head).__name__}, not one of YOLO")
-        # Colours innermost: what convolutions are quickest with, by a third and more on a CPU.
         runtime = runtime or Runtime("torch", device)
+        # Colours innermost: what convolutions are quickest with, by a third and more on a CPU.
         heads = _Heads(model).to(device, runtime.dtype).to(memory_format=torch.channels_last)
         self._strides = head.stride.to(device)
         side = int(head.stride.max())

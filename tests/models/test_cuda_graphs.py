@@ -11,6 +11,7 @@ from models import catalogue, cuda_graphs
 from models.cuda_graphs import GraphRunner, GraphsBySize, bucket_of, buckets
 from models.layouts import architecture_of
 from models.pose_model import PoseModel
+from models.runtime import TorchRunner, estimator
 from models.training.loop import card_of
 from tests.models.graphs_support import Recalled
 
@@ -171,11 +172,12 @@ def test_from_crops_to_joints_nothing_leaves_the_device(name):
         model = PoseModel.fresh(card).eval()
     width, height = model.input_size
     crops = torch.empty(2, 3, height, width, device="meta")
+    estimate = estimator(model, TorchRunner(model.network))
     with torch.inference_mode():
         # What the first call keeps, a warm-up brings to the device before anything is captured.
-        model.decode(model.network(crops))
+        estimate(crops)
         with OffTheDevice() as watch:
-            model.decode(model.network(crops))
+            estimate(crops)
     assert watch.noted == []
 
 
