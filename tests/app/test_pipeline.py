@@ -365,15 +365,15 @@ def test_answers_may_lie_in_memory_that_is_written_to_again(bundled, name, monke
     model = bundled[name]
     width, height = model.input_size
     compute = estimator(model, TorchRunner(model.network))
-    graphs = GraphRunner(compute, (3, height, width), torch.float32, CPU, (1, 2, 4))
-    boxes = boxes_of(PEOPLE[(150, 200)] * 3)
+    graphs = GraphRunner(compute, (3, height, width), torch.float32, CPU, (1, 2))
+    boxes = boxes_of([*PEOPLE[(150, 200)], *PEOPLE[(220, 130)]])
     images = [IMAGES[(150, 200)], IMAGES[(220, 130)]]
     options = [
         Options(name, boxes=boxes, explain=True),
         Options(name, boxes=boxes[:1], flip_test=True),
     ]
     found, expected = (
-        Pipeline(KnownPeople({}), {name: model}, CPU, 4, estimators=estimators)(images, options)
+        Pipeline(KnownPeople({}), {name: model}, CPU, 2, estimators=estimators)(images, options)
         for estimators in ({name: graphs}, None)
     )
     for ours, theirs in zip(found, expected, strict=True):
