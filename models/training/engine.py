@@ -32,7 +32,6 @@ from torch.optim import Adam, AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from models.training.muon import Muon
 from models.training.recipes import Optimizer, Stage
 
 if TYPE_CHECKING:
@@ -48,12 +47,6 @@ GRADIENT_NORM = 5.0
 CHECKPOINT_SECONDS = 300.0
 #: Steps between two readings of the loss, each of which waits for the device.
 _READ_EVERY = 20
-
-_OPTIMIZERS: dict[Optimizer, type[Adam | AdamW | Muon]] = {
-    "adamw": AdamW,
-    "adam": Adam,
-    "muon": Muon,
-}
 
 T = TypeVar("T")
 
@@ -125,7 +118,7 @@ def fit(
         accelerator: the device, and the other processes.
         seed: of everything random.
         ema: how much of the averaged weights survives a step.
-        optimizer_name: as in a recipe.
+        optimizer_name: `adamw` or `adam`.
         weight_decay: the optimizer's.
         validate_every: epochs between two validations.
 
@@ -183,14 +176,13 @@ class _Run:
             stage: what is different in it.
             first: epochs of the stages before.
             end: epochs of all stages.
-            optimizer_name: as in a recipe.
+            optimizer_name: `adamw` or `adam`.
             weight_decay: the optimizer's.
         """
         progress, steps = self.progress, self.training.steps(stage)
         parameters = self.training.prepare(stage)
-        optimizer = _OPTIMIZERS[optimizer_name](
-            parameters, stage.learning_rate, weight_decay=weight_decay
-        )
+        kind = {"adamw": AdamW, "adam": Adam}[optimizer_name]
+        optimizer = kind(parameters, stage.learning_rate, weight_decay=weight_decay)
         if self._saved_optimizer is not None and (progress.epochs > first or progress.step):
             optimizer.load_state_dict(self._saved_optimizer)
         self.clock.add(-(progress.epochs - first) * steps - progress.step)
@@ -225,7 +217,7 @@ class _Run:
         stage: Stage,
         epoch: int,
         of_stage: int,
-        optimizer: Adam | AdamW | Muon,
+        optimizer: Adam | AdamW,
         parameters: list[nn.Parameter],
     ) -> float:
         """The steps of an epoch that are left; returns the mean loss of all of them."""
@@ -256,7 +248,7 @@ class _Run:
                 saved_at = time.monotonic()
         return _finite(total.item() / steps, epoch, steps)
 
-    def _save(self, optimizer: Adam | AdamW | Muon) -> None:
+    def _save(self, optimizer: Adam | AdamW) -> None:
         """Write a checkpoint; a kill while writing leaves the one before."""
         state = {"module": self.training.module.state_dict()}
         state |= {"averaged": self.averaged.state_dict(), "optimizer": optimizer.state_dict()}

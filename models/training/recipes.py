@@ -25,7 +25,7 @@ FOLDER = Path(__file__).with_name("recipes")
 
 T = TypeVar("T")
 
-Optimizer = Literal["adamw", "adam", "muon"]
+Optimizer = Literal["adamw", "adam"]
 
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -68,7 +68,7 @@ class PoseRecipe:
         validate: the set that the weights are chosen on.
         stages: one after the other.
         batch: people in a step, on all devices together.
-        optimizer: `adamw`, `adam`, or `muon`: see `models.training.muon`.
+        optimizer: `adamw` or `adam`.
         weight_decay: the optimizer's.
         ema: how much of the averaged weights survives a step.
         seed: of everything random.

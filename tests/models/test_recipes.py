@@ -198,7 +198,7 @@ def test_a_recipe_changes_what_it_says_of_the_one_it_extends(folder: Path) -> No
         ("extends = 'base.toml'\naugmentation = 3", "augmentation must be a table"),
         (
             "extends = 'base.toml'\noptimizer = 'sgd'",
-            "optimizer: Input should be 'adamw', 'adam' or 'muon'",
+            "optimizer: Input should be 'adamw' or 'adam'",
         ),
         ("extends = 'nothing'", "no recipe 'nothing'"),
         ("extends = 'wrong.toml'", "extends itself"),

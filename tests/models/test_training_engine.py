@@ -123,18 +123,6 @@ def test_a_killed_training_goes_on_with_the_same_result(
     assert curve_of(tmp_path) == curve_of(whole)
 
 
-def test_muon_goes_on_too(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = replace(RECIPE, optimizer="muon")
-    loop.train_pose(recipe, data, tmp_path / "whole", "cpu")
-    monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", EVERY_STEP)
-    with monkeypatch.context() as patched:
-        before_step(1, 3)(patched)
-        with pytest.raises(KeyboardInterrupt):
-            loop.train_pose(recipe, data, tmp_path / "killed", "cpu")
-    loop.train_pose(recipe, data, tmp_path / "killed", "cpu")
-    assert alike(weights_of(tmp_path / "killed"), weights_of(tmp_path / "whole"))
-
-
 def curve_of(runs: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (runs / "tiny" / "curve.jsonl").read_text().splitlines()]
 
