@@ -47,6 +47,7 @@ from models.complexity import complexity
 from models.crops import cut_out
 from models.cuda_graphs import GraphRunner
 from models.pose_model import PoseModel
+from models.runtime import relative_distance
 
 #: People a second on one H200 that are aimed at, by network; the bundled ones have no mark.
 MARKS = {
@@ -306,7 +307,7 @@ def check(work: Measuring, name: str) -> bool:
             runners = [graphs(compute, model, (len(crops),)) for compute in ways]
             raws["graphs"], found["graphs"] = (runner(there) for runner in runners)
         row: dict[str, Any] = {"network": name, "type": kind}
-        row["raw"] = {way: _apart(output, raw) for way, output in raws.items()}
+        row["raw"] = {way: relative_distance(output, raw) for way, output in raws.items()}
         trained = name in catalogue.bundled()
         if trained or kind == "fp32":
             row["right"] = max(row["raw"].values()) <= RAW[kind]
@@ -326,13 +327,6 @@ def check(work: Measuring, name: str) -> bool:
 def _most(differences: Tensor) -> float:
     """What 90 of 100 of them do not exceed."""
     return float(differences.quantile(0.9))
-
-
-def _apart(found: Any, expected: Any) -> float:
-    """The norm of a difference by that of what was expected, the largest of all outputs."""
-    pairs = zip(tree_leaves(found), tree_leaves(expected), strict=True)
-    distances = ((a.cpu().double(), b.cpu().double()) for a, b in pairs)
-    return max(float((a - b).norm() / b.norm()) for a, b in distances)
 
 
 # ----------------------------------------------------------------------------------- the speed

@@ -19,6 +19,7 @@ from models.crops import cut_out
 from models.files import replacing
 from models.geometry import apply_affines, invert_affines
 from models.pose_model import PoseModel
+from models.runtime import first_line
 
 #: Joints further apart than so many pixels are not the same, as are scores by so much.
 _SAME_PLACE, _SAME_SCORE = 0.05, 1e-3
@@ -121,7 +122,7 @@ def export(model: PoseModel, path: Path) -> Agreement:
                 )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(
-                f"PyTorch cannot export {model.card.name}: {_first_line(error.__cause__ or error)}"
+                f"PyTorch cannot export {model.card.name}: {first_line(error.__cause__ or error)}"
             ) from error
         assert program is not None
         program.model.metadata_props.update(_metadata(model))
@@ -172,12 +173,8 @@ def _run(path: Path, asked: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         ]
     # Its exceptions have no base of their own.
     except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+        raise ExportError(f"ONNX Runtime cannot run it: {first_line(error)}") from error
     return [torch.from_numpy(keypoints) for [keypoints] in answers]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _example(size: tuple[int, int], people: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.quantisation import Ranges, quantised
-from models.runtime import ConversionError, answers_differ
+from models.runtime import ConversionError, first_line, relative_distance
 
 # OpenVINO does without what is not installed; imported by somebody else before, it stays.
 sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
@@ -98,7 +98,7 @@ class OpenVinoRunner:
                 self._beside = [many.create_infer_request() for _ in range(streams)]
         # Its exceptions, and those of tracing, have no base of their own.
         except Exception as error:
-            raise ConversionError(_first_line(error)) from error
+            raise ConversionError(first_line(error)) from error
         self._together = compiled.create_infer_request()
         self._outputs = len(compiled.outputs)
         self._at_once = 1 if any_size else _AT_ONCE
@@ -148,8 +148,8 @@ class OpenVinoRunner:
         try:
             found = self(crops)
         except RuntimeError as error:
-            raise ConversionError(_first_line(error)) from error
-        if answers_differ(found, expected, tolerance):
+            raise ConversionError(first_line(error)) from error
+        if not relative_distance(found, expected) <= tolerance:
             raise ConversionError("OpenVINO's answers are not those of PyTorch")
 
 
@@ -182,7 +182,3 @@ def _frontend() -> tuple[FrontEndManager, Any]:
     """OpenVINO's reader of PyTorch's networks, and the manager that must outlive it."""
     manager = FrontEndManager()
     return manager, manager.load_by_framework("pytorch")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

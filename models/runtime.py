@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -75,26 +76,36 @@ def _finite(raw: Any) -> Tensor:
 
     A sum is one only where all that is summed up are, and takes a twentieth of the time.
     """
-    sums = [part.flatten(1).sum(1, dtype=torch.float32) for part in parts_of(raw)]
+    sums = [part.flatten(1).sum(1, dtype=torch.float32) for part in _parts(raw)]
     return torch.stack(sums).isfinite().all(0)
 
 
-def parts_of(raw: Any) -> tuple[Tensor, ...]:
+def _parts(raw: Any) -> tuple[Tensor, ...]:
     """A network's outputs, one or several."""
     return raw if isinstance(raw, tuple) else (raw,)
 
 
-def answers_differ(found: Any, expected: Any, tolerance: float) -> bool:
-    """Whether a network's outputs are others than they should be.
+def relative_distance(found: Any, expected: Any) -> float:
+    """How far a network's outputs are from what they should be.
 
     Args:
         found: what a runner gives.
         expected: what PyTorch gives.
-        tolerance: how large an output's difference may be, beside the output.
+
+    Returns:
+        The norm of the difference beside that of what is expected, the largest of all outputs:
+        infinite where shapes differ, and no number where an output is none.
     """
-    for ours, theirs in zip(parts_of(found), parts_of(expected), strict=True):
-        limit = tolerance * theirs.float().norm().clamp_min(1e-6)
-        # Not the other way round: what is no number is another answer too.
-        if ours.shape != theirs.shape or not (ours.float() - theirs.float()).norm() <= limit:
-            return True
-    return False
+    distances = []
+    for ours, theirs in zip(_parts(found), _parts(expected), strict=True):
+        if ours.shape != theirs.shape:
+            return math.inf
+        a, b = ours.cpu().double(), theirs.cpu().double()
+        distances.append((a - b).norm() / b.norm().clamp_min(1e-6))
+    # Not Python's, which passes over what is no number.
+    return float(torch.stack(distances).max())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
